@@ -1,0 +1,20 @@
+//! DMA mapping and IOMMUs, from bare metal to user space.
+//!
+//! The layers, each importing only from those below it, each useful alone:
+//!
+//! ```text
+//! share      several devices, one buffer: constraints, plan, Shared
+//! dma        the DMA API for one device
+//! bounce     aligned bounce pool        domain   IOVA space + translation + invalidation policy
+//! iova       IOVA allocator             table    page tables: one radix engine, many formats
+//! mem        Platform: what a port implements
+//! addr       addresses, granules, page sizes, ranges, segments
+//! ```
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod addr;
+pub mod mem;
