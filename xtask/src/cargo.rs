@@ -1,0 +1,48 @@
+//! Chores that are a cargo command or two: format, lint, document, check dependencies.
+
+use anyhow::{Result, bail};
+use xshell::cmd;
+
+use crate::{Chores, no_std};
+
+/// Runs the same script as continuous integration, so that there is one list of steps.
+pub(crate) fn ci(chores: &Chores) -> Result<()> {
+    Ok(cmd!(chores.sh, "bash .ci/run").run()?)
+}
+
+pub(crate) fn fmt(chores: &Chores, check: bool) -> Result<()> {
+    let check: &[&str] = if check { &["--check"] } else { &[] };
+    let apart = no_std::MANIFEST;
+    cmd!(chores.sh, "cargo fmt --all -- {check...}").run()?;
+    Ok(cmd!(chores.sh, "cargo fmt --manifest-path {apart} -- {check...}").run()?)
+}
+
+pub(crate) fn clippy(chores: &Chores) -> Result<()> {
+    cmd!(chores.sh, "cargo clippy --workspace --all-targets --all-features -- -D warnings")
+        .run()?;
+    no_std::clippy(chores)
+}
+
+pub(crate) fn doc(chores: &Chores) -> Result<()> {
+    let _flags = chores.sh.push_env("RUSTDOCFLAGS", "-D warnings");
+    Ok(cmd!(chores.sh, "cargo doc --workspace --no-deps").run()?)
+}
+
+/// Checks dependencies against `deny.toml`. Advisories are left out: they need a database that is
+/// fetched, and change without a change here.
+pub(crate) fn deny(chores: &Chores, may_skip: bool) -> Result<()> {
+    if cmd!(chores.sh, "cargo deny --version")
+        .quiet()
+        .ignore_stdout()
+        .ignore_stderr()
+        .run()
+        .is_err()
+    {
+        if may_skip {
+            println!("skipped: cargo-deny is not installed");
+            return Ok(());
+        }
+        bail!("cargo-deny is not installed: `cargo install --locked cargo-deny`");
+    }
+    Ok(cmd!(chores.sh, "cargo deny check bans licenses sources").run()?)
+}

@@ -1,0 +1,226 @@
+//! The project's chores, `cargo xtask <chore>`: what continuous integration runs, one by one.
+#![forbid(unsafe_code)]
+
+mod boards;
+mod cargo;
+mod files;
+mod msrv;
+mod no_std;
+mod size;
+mod unsafe_audit;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use xshell::Shell;
+
+/// What a chore works with.
+struct Chores {
+    /// Runs commands, in the project's root folder.
+    sh: Shell,
+    /// The project's root folder.
+    root: PathBuf,
+    /// Where builds go.
+    target: PathBuf,
+}
+
+/// The options of the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Options {
+    /// `--check`: change nothing, fail if something would change.
+    check: bool,
+    /// `--may-skip`: a tool that cannot be had here is no failure.
+    may_skip: bool,
+}
+
+/// One chore: its name, the options it takes, what it does.
+struct Chore {
+    name: &'static str,
+    options: &'static [&'static str],
+    about: &'static str,
+    run: fn(&Chores, Options) -> Result<()>,
+}
+
+const CHORES: &[Chore] = &[
+    Chore {
+        name: "ci",
+        options: &[],
+        about: "everything that continuous integration runs (.ci/run)",
+        run: |chores, _| cargo::ci(chores),
+    },
+    Chore {
+        name: "fmt",
+        options: &["--check"],
+        about: "format every crate; --check: only say what is not formatted",
+        run: |chores, options| cargo::fmt(chores, options.check),
+    },
+    Chore {
+        name: "clippy",
+        options: &[],
+        about: "lint every crate, target and feature; a warning is an error",
+        run: |chores, _| cargo::clippy(chores),
+    },
+    Chore {
+        name: "doc",
+        options: &[],
+        about: "build the documentation; a warning is an error",
+        run: |chores, _| cargo::doc(chores),
+    },
+    Chore {
+        name: "deny",
+        options: &["--may-skip"],
+        about: "licences, duplicates and sources of dependencies, by cargo-deny",
+        run: |chores, options| cargo::deny(chores, options.may_skip),
+    },
+    Chore {
+        name: "no-std",
+        options: &[],
+        about: "link the no_std crates without std, and run the result",
+        run: |chores, _| no_std::check(chores),
+    },
+    Chore {
+        name: "msrv",
+        options: &["--may-skip"],
+        about: "check with the oldest Rust that is supported, from rustup or from Debian",
+        run: |chores, options| msrv::check(chores, options.may_skip),
+    },
+    Chore {
+        name: "boards",
+        options: &["--check"],
+        about: "compile the device trees with dtc; --check: only compare",
+        run: |chores, options| boards::compile(chores, options.check),
+    },
+    Chore {
+        name: "unsafe-audit",
+        options: &[],
+        about: "list the files with unsafe code, compare with the table in ARCHITECTURE.md",
+        run: |chores, _| unsafe_audit::audit(chores),
+    },
+    Chore {
+        name: "size",
+        options: &["--check"],
+        about: "list the source files over 500 lines; --check: fail if there is one",
+        run: |chores, options| size::list(chores, options.check),
+    },
+];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let Some((chore, options)) = parse(lexopt::Parser::from_env())? else {
+        print!("{}", help());
+        return Ok(());
+    };
+    (chore.run)(&Chores::new()?, options)
+}
+
+impl Chores {
+    fn new() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("xtask has no parent folder")?
+            .to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(folder) => std::path::absolute(folder)?,
+            None => root.join("target"),
+        };
+        let sh = Shell::new()?;
+        sh.change_dir(&root);
+        Ok(Self { sh, root, target })
+    }
+
+    /// `path` as people write it: from the project's root, if it lies there.
+    fn relative<'a>(&self, path: &'a Path) -> &'a Path {
+        path.strip_prefix(&self.root).unwrap_or(path)
+    }
+}
+
+/// The chore and its options; `None` asks for help.
+fn parse(mut parser: lexopt::Parser) -> Result<Option<(&'static Chore, Options)>> {
+    let mut chore: Option<&'static Chore> = None;
+    let mut options = Options::default();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => return Ok(None),
+            lexopt::Arg::Value(name) if chore.is_none() => match name.to_str() {
+                Some("help") => return Ok(None),
+                _ => chore = Some(find(&name.to_string_lossy())?),
+            },
+            lexopt::Arg::Long(option) if takes(chore, option) => match option {
+                "check" => options.check = true,
+                _ => options.may_skip = true,
+            },
+            other => match chore {
+                Some(chore) => {
+                    return Err(other.unexpected())
+                        .with_context(|| format!("chore `{}`", chore.name));
+                }
+                None => return Err(other.unexpected()).context("name the chore first"),
+            },
+        }
+    }
+    Ok(chore.map(|chore| (chore, options)))
+}
+
+fn find(name: &str) -> Result<&'static Chore> {
+    match CHORES.iter().find(|chore| chore.name == name) {
+        Some(chore) => Ok(chore),
+        None => bail!("there is no chore `{name}`; `cargo xtask help` lists them"),
+    }
+}
+
+fn takes(chore: Option<&Chore>, option: &str) -> bool {
+    chore.is_some_and(|chore| {
+        chore.options.iter().any(|known| known.strip_prefix("--") == Some(option))
+    })
+}
+
+fn help() -> String {
+    let mut text =
+        String::from("The project's chores.\n\nUsage: cargo xtask <chore> [options]\n\n");
+    for chore in CHORES {
+        let usage = format!("{} {}", chore.name, chore.options.join(" "));
+        text.push_str(&format!("  {usage:20}  {}\n", chore.about));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(words: &[&str]) -> Result<Option<(&'static str, Options)>> {
+        Ok(parse(lexopt::Parser::from_args(words))?.map(|(chore, options)| (chore.name, options)))
+    }
+
+    #[test]
+    fn a_chore_takes_its_own_options_only() {
+        let check = Options { check: true, may_skip: false };
+        let may_skip = Options { check: false, may_skip: true };
+        assert_eq!(parse_words(&["boards", "--check"]).unwrap(), Some(("boards", check)));
+        assert_eq!(parse_words(&["msrv", "--may-skip"]).unwrap(), Some(("msrv", may_skip)));
+        assert!(parse_words(&["msrv", "--check"]).is_err());
+        assert!(parse_words(&["--check", "boards"]).is_err());
+        assert!(parse_words(&["boards", "size"]).is_err());
+        assert!(parse_words(&["bords"]).is_err());
+    }
+
+    #[test]
+    fn no_chore_or_help_asks_for_help() {
+        assert_eq!(parse_words(&[]).unwrap(), None);
+        assert_eq!(parse_words(&["help"]).unwrap(), None);
+        assert_eq!(parse_words(&["size", "--help"]).unwrap(), None);
+        for chore in CHORES {
+            assert!(help().contains(chore.about), "{}", chore.name);
+        }
+    }
+}
