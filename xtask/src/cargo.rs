@@ -1,9 +1,9 @@
 //! Chores that are a cargo command or two: format, lint, document, check dependencies.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use xshell::cmd;
 
-use crate::{Chores, no_std};
+use crate::{Chores, Unavailable, no_std};
 
 /// Runs the same script as continuous integration, so that there is one list of steps.
 pub(crate) fn ci(chores: &Chores) -> Result<()> {
@@ -30,19 +30,11 @@ pub(crate) fn doc(chores: &Chores) -> Result<()> {
 
 /// Checks dependencies against `deny.toml`. Advisories are left out: they need a database that is
 /// fetched, and change without a change here.
-pub(crate) fn deny(chores: &Chores, may_skip: bool) -> Result<()> {
-    if cmd!(chores.sh, "cargo deny --version")
-        .quiet()
-        .ignore_stdout()
-        .ignore_stderr()
-        .run()
-        .is_err()
-    {
-        if may_skip {
-            println!("skipped: cargo-deny is not installed");
-            return Ok(());
-        }
-        bail!("cargo-deny is not installed: `cargo install --locked cargo-deny`");
+pub(crate) fn deny(chores: &Chores) -> Result<()> {
+    let version = cmd!(chores.sh, "cargo deny --version").quiet().ignore_stdout().ignore_stderr();
+    if version.run().is_err() {
+        let error = anyhow!("cargo-deny is not installed: `cargo install --locked cargo-deny`");
+        return Err(error.context(Unavailable));
     }
     Ok(cmd!(chores.sh, "cargo deny check bans licenses sources").run()?)
 }

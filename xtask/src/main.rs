@@ -9,6 +9,7 @@ mod no_std;
 mod size;
 mod unsafe_audit;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -30,9 +31,22 @@ struct Chores {
 struct Options {
     /// `--check`: change nothing, fail if something would change.
     check: bool,
-    /// `--may-skip`: a tool that cannot be had here is no failure.
+    /// `--may-skip`: what cannot be had here is no failure, but exit code 77.
     may_skip: bool,
 }
+
+/// Goes with an error that says what is missing here, rather than what is wrong with the project.
+#[derive(Debug)]
+struct Unavailable;
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a tool is missing here")
+    }
+}
+
+/// The exit code of a chore that was skipped, as `--may-skip` allows. `.ci/run` knows it.
+const SKIPPED: u8 = 77;
 
 /// One chore: its name, the options it takes, what it does.
 struct Chore {
@@ -71,7 +85,7 @@ const CHORES: &[Chore] = &[
         name: "deny",
         options: &["--may-skip"],
         about: "licences, duplicates and sources of dependencies, by cargo-deny",
-        run: |chores, options| cargo::deny(chores, options.may_skip),
+        run: |chores, _| cargo::deny(chores),
     },
     Chore {
         name: "no-std",
@@ -83,7 +97,7 @@ const CHORES: &[Chore] = &[
         name: "msrv",
         options: &["--may-skip"],
         about: "check with the oldest Rust that is supported, from rustup or from Debian",
-        run: |chores, options| msrv::check(chores, options.may_skip),
+        run: |chores, _| msrv::check(chores),
     },
     Chore {
         name: "boards",
@@ -106,21 +120,27 @@ const CHORES: &[Chore] = &[
 ];
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+    let (chore, options) = match parse(lexopt::Parser::from_env()) {
+        Ok(Some(parsed)) => parsed,
+        Ok(None) => {
+            print!("{}", help());
+            return ExitCode::SUCCESS;
         }
+        Err(error) => return failed(&error),
+    };
+    match Chores::new().and_then(|chores| (chore.run)(&chores, options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if options.may_skip && error.is::<Unavailable>() => {
+            println!("skipped: {error:#}");
+            ExitCode::from(SKIPPED)
+        }
+        Err(error) => failed(&error),
     }
 }
 
-fn run() -> Result<()> {
-    let Some((chore, options)) = parse(lexopt::Parser::from_env())? else {
-        print!("{}", help());
-        return Ok(());
-    };
-    (chore.run)(&Chores::new()?, options)
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
 }
 
 impl Chores {
@@ -188,9 +208,11 @@ fn help() -> String {
     let mut text =
         String::from("The project's chores.\n\nUsage: cargo xtask <chore> [options]\n\n");
     for chore in CHORES {
-        let usage = format!("{} {}", chore.name, chore.options.join(" "));
-        text.push_str(&format!("  {usage:20}  {}\n", chore.about));
+        let options: String = chore.options.iter().map(|option| format!(" [{option}]")).collect();
+        let usage = format!("{}{options}", chore.name);
+        text.push_str(&format!("  {usage:18}  {}\n", chore.about));
     }
+    text.push_str("\n--may-skip: exit with 77 instead of 1 if a tool cannot be had here\n");
     text
 }
 
@@ -212,6 +234,13 @@ mod tests {
         assert!(parse_words(&["--check", "boards"]).is_err());
         assert!(parse_words(&["boards", "size"]).is_err());
         assert!(parse_words(&["bords"]).is_err());
+    }
+
+    #[test]
+    fn what_is_unavailable_stays_so_under_more_context() {
+        let error = anyhow::anyhow!("no network").context(Unavailable).context("more");
+        assert!(error.is::<Unavailable>());
+        assert_eq!(format!("{error:#}"), "more: a tool is missing here: no network");
     }
 
     #[test]

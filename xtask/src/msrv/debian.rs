@@ -5,7 +5,6 @@
 //! in them, and folders under the build folder for everything that apt writes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -44,6 +43,7 @@ pub(super) fn rustc(sh: &Shell, version: &str, folder: &Path) -> Result<Toolchai
     let root = folder.join("root");
     unpack(sh, release, &folder, &root)?;
     write_wrapper(&rustc, &root)?;
+    cmd!(sh, "chmod +x {rustc}").quiet().run()?;
     ask_version(sh, &rustc, version)
 }
 
@@ -123,6 +123,7 @@ fn configure_apt(release: &str, folder: &Path) -> Result<PathBuf> {
          Dir::Etc::sourcelist \"/dev/null\";\n\
          Dir::Etc::sourceparts \"{folder}/sources\";\n\
          Acquire::Languages \"none\";\n\
+         Acquire::http::Timeout \"20\";\n\
          APT::Sandbox::User \"root\";\n"
     );
     fs::write(&path, text)?;
@@ -170,8 +171,7 @@ fn write_wrapper(path: &Path, root: &Path) -> Result<()> {
         libraries = libraries.display(),
         root = root.display(),
     );
-    fs::write(path, text)?;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+    Ok(fs::write(path, text)?)
 }
 
 /// The dynamic loader among the unpacked libraries.

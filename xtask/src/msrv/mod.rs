@@ -8,12 +8,12 @@ mod debian;
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
-use crate::Chores;
+use crate::{Chores, Unavailable};
 
 /// Checks the default members, with the versions of `Cargo.lock` and every feature.
 ///
-/// With `may_skip`, a toolchain that cannot be had is no failure; a failing check always is.
-pub(crate) fn check(chores: &Chores, may_skip: bool) -> Result<()> {
+/// [`Unavailable`] if there is no such toolchain to check with.
+pub(crate) fn check(chores: &Chores) -> Result<()> {
     let manifest = chores.sh.read_file("Cargo.toml")?;
     let version =
         rust_version(&manifest).context("Cargo.toml has no line `rust-version = \"…\"`")?;
@@ -25,14 +25,8 @@ pub(crate) fn check(chores: &Chores, may_skip: bool) -> Result<()> {
         println!("Rust {version} from rustup: {toolchain}");
         return Ok(cmd!(sh, "rustup run {toolchain} cargo {check...} {target_dir}").run()?);
     }
-    let toolchain = match debian::rustc(&sh, version, &chores.target.join("msrv")) {
-        Ok(toolchain) => toolchain,
-        Err(error) if may_skip => {
-            println!("skipped: {error:#}");
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
+    let toolchain =
+        debian::rustc(&sh, version, &chores.target.join("msrv")).context(Unavailable)?;
     println!("Rust {version} from Debian: {}", toolchain.version);
     // The wrapper of whoever runs this chore may not suit another compiler.
     sh.set_var("RUSTC_WRAPPER", "");
