@@ -18,3 +18,4 @@ extern crate std;
 
 pub mod addr;
 pub mod mem;
+pub mod table;
