@@ -102,3 +102,20 @@ impl<L: RawMutex> Drop for Held<'_, L> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::SpinLock;
+    use std::vec::Vec;
+
+    #[test]
+    fn all_locks_are_held_until_the_guard_goes() {
+        let areas: Vec<_> = (0..3).map(|first| CachePadded(Area::<SpinLock>::new(first))).collect();
+        let locked = || areas.iter().map(|area| area.lock.is_locked()).collect::<Vec<_>>();
+        let held = Held::new(&areas[1..]);
+        assert_eq!(locked(), [false, true, true]);
+        drop(held);
+        assert_eq!(locked(), [false, false, false]);
+    }
+}

@@ -37,8 +37,15 @@ impl Fit {
     /// The bits of a word that a run may start at, for a stride of at most 64.
     #[inline]
     fn starts(&self) -> u64 {
-        let every = if self.stride >= WORD { 1 } else { u64::MAX / ((1 << self.stride) - 1) };
-        every << self.phase
+        let (mut starts, mut width) = (1 << self.phase, self.stride);
+        if width == 1 {
+            return u64::MAX;
+        }
+        while width < WORD {
+            starts |= starts << width;
+            width *= 2;
+        }
+        starts
     }
 }
 
@@ -77,18 +84,7 @@ impl Bitmap {
     /// The free bits of a word that lie in `low..high`.
     #[inline]
     fn free(&self, word: u64, low: u64, high: u64) -> u64 {
-        let base = word * WORD;
-        let mut free = !self.used(word);
-        if low > base {
-            free &= u64::MAX.checked_shl(bits(low - base)).unwrap_or(0);
-        }
-        if high <= base {
-            0
-        } else if high - base < WORD {
-            free & !(u64::MAX << (high - base))
-        } else {
-            free
-        }
+        !self.used(word) & within(word, low, high)
     }
 
     /// The first free run as requested inside `low..high`.
@@ -121,43 +117,52 @@ impl Bitmap {
         None
     }
 
-    /// Goes from free run to free run.
+    /// Goes from one place where the run may start to the next that nothing is known against.
     fn find_long(&self, low: u64, high: u64, fit: &Fit) -> Option<u64> {
-        self.free_runs(low, high).find_map(|(from, to)| {
-            let start = fit.next(from)?;
-            let end = start.checked_add(fit.count)?;
-            (end <= to).then_some(start)
-        })
-    }
-
-    /// The free runs inside `low..high`, as `(first, past the last)`.
-    fn free_runs(&self, low: u64, high: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut from = low;
-        core::iter::from_fn(move || {
-            let start = self.scan(from, high, |word| self.free(word, from, high))?;
-            let used = |word| !self.free(word, start, high) & at_or_above(word, start);
-            let end = self.scan(start, high, used).map_or(high, |end| end.min(high));
-            from = end;
-            Some((start, end))
-        })
+        loop {
+            let start = fit.next(self.first_free(from, high)?)?;
+            let end = start.checked_add(fit.count).filter(|&end| end <= high)?;
+            match self.first_used(start, end) {
+                None => return Some(start),
+                Some(used) => from = used,
+            }
+        }
     }
 
-    /// The first set bit in the words of `low..high`, as `word` shows them.
+    /// The first free slot inside `low..high`.
     #[inline]
-    fn scan(&self, low: u64, high: u64, word: impl Fn(u64) -> u64) -> Option<u64> {
-        (low / WORD..high.div_ceil(WORD)).find_map(|index| match word(index) {
-            0 => None,
-            bits => Some(index * WORD + u64::from(bits.trailing_zeros())),
-        })
+    fn first_free(&self, low: u64, high: u64) -> Option<u64> {
+        first_bit(low, high, |word| self.free(word, low, high))
+    }
+
+    /// The first used slot inside `low..high`.
+    #[inline]
+    fn first_used(&self, low: u64, high: u64) -> Option<u64> {
+        first_bit(low, high, |word| self.used(word) & within(word, low, high))
     }
 
     /// Counts what is free inside `low..high`.
     pub(super) fn survey(&self, low: u64, high: u64, fit: &Fit) -> Survey {
-        self.free_runs(low, high).fold(Survey::default(), |sum, (from, to)| Survey {
-            free: sum.free + (to - from),
-            longest: sum.longest.max(to - from),
-            usable: sum.usable.max(fit.room(from, to)),
-        })
+        let words = low / WORD..high.div_ceil(WORD);
+        Survey {
+            free: words.map(|word| u64::from(self.free(word, low, high).count_ones())).sum(),
+            longest: self.longest(low, high, &Fit { count: 1, stride: 1, phase: 0 }),
+            usable: self.longest(low, high, fit),
+        }
+    }
+
+    /// The longest free run that starts where `fit` may. Looks only at runs longer than the longest
+    /// so far (or than 63 slots), so it is about as fast as one search, however many runs there are.
+    fn longest(&self, low: u64, high: u64, fit: &Fit) -> u64 {
+        let (mut from, mut longest) = (low, 0);
+        while let Some(start) = self.find(from, high, &Fit { count: WORD.min(longest + 1), ..*fit })
+        {
+            let end = self.first_used(start, high).unwrap_or(high);
+            longest = longest.max(end - start);
+            from = end;
+        }
+        longest
     }
 
     /// Marks `count` slots from `first` as used.
@@ -187,16 +192,26 @@ impl Bitmap {
     }
 }
 
-/// `distance` as a shift count; 64 and more stay 64.
+/// The bits of word `word` that lie in `low..high`.
 #[inline]
-fn bits(distance: u64) -> u32 {
-    distance.min(WORD) as u32
+fn within(word: u64, low: u64, high: u64) -> u64 {
+    let base = word * WORD;
+    below(high.saturating_sub(base)) & !below(low.saturating_sub(base))
 }
 
-/// The bits of word `word` from slot `low` on.
+/// The lowest `count` bits of a word, or all.
 #[inline]
-fn at_or_above(word: u64, low: u64) -> u64 {
-    u64::MAX.checked_shl(bits(low.saturating_sub(word * WORD))).unwrap_or(0)
+fn below(count: u64) -> u64 {
+    if count < WORD { (1 << count) - 1 } else { u64::MAX }
+}
+
+/// The first set bit in the words of `low..high`, as `word` shows them.
+#[inline]
+fn first_bit(low: u64, high: u64, word: impl Fn(u64) -> u64) -> Option<u64> {
+    (low / WORD..high.div_ceil(WORD)).find_map(|index| match word(index) {
+        0 => None,
+        bits => Some(index * WORD + u64::from(bits.trailing_zeros())),
+    })
 }
 
 /// The bits of `free` that start a run of at least `count` (1 to 64) set bits.

@@ -10,14 +10,17 @@ use super::placement::Placement;
 use crate::addr::PhysRange;
 use crate::mem::{CachePadded, OwnedFrames, Platform};
 
+/// Areas larger than this mean nothing; it keeps the arithmetic on them from overflowing.
+const MOST_AREA_SHIFT: u32 = 30;
+
 /// A block: its frames, a bit for each slot, a lock for each area.
 pub(super) struct Block<P: Platform> {
     /// `None` only once `Drop` has taken them.
     frames: Option<OwnedFrames<P>>,
     range: PhysRange,
     slots: u64,
-    /// Slots in each area but the last: a multiple of a bitmap word.
-    area_slots: u64,
+    /// The logarithm of the slots in each area but the last, which are whole bitmap words.
+    area_shift: u32,
     bitmap: Bitmap,
     areas: Box<[CachePadded<Area<P::Lock>>]>,
 }
@@ -32,18 +35,18 @@ pub(super) struct Shortage {
 }
 
 impl<P: Platform> Block<P> {
-    /// A block of free slots of `1 << slot_shift` bytes, with areas of `area_slots` (a multiple of
-    /// [`WORD`], not zero).
-    pub(super) fn new(frames: OwnedFrames<P>, slot_shift: u32, area_slots: u64) -> Self {
+    /// A block of free slots of `1 << slot_shift` bytes, with areas of `1 << area_shift`
+    /// slots, or of a bitmap word if that is more.
+    pub(super) fn new(frames: OwnedFrames<P>, slot_shift: u32, area_shift: u32) -> Self {
         let range = frames.range();
         let slots = range.len() >> slot_shift;
-        let area_slots = area_slots.clamp(WORD, slots.next_multiple_of(WORD));
-        let starts = (0..slots.div_ceil(area_slots)).map(|index| index * area_slots);
+        let area_shift = area_shift.clamp(WORD.trailing_zeros(), MOST_AREA_SHIFT);
+        let starts = (0..slots).step_by(1 << area_shift);
         Self {
             frames: Some(frames),
             range,
             slots,
-            area_slots,
+            area_shift,
             bitmap: Bitmap::new(slots),
             areas: starts.map(|first| CachePadded(Area::new(first))).collect(),
         }
@@ -66,10 +69,11 @@ impl<P: Platform> Block<P> {
         let area = self.areas.get(index)?;
         let fit = placement.fit(self.range.start());
         let (low, high) = placement.reach(self.range);
-        let start = index as u64 * self.area_slots;
-        let (low, high) = (low.max(start), high.min(start + self.area_slots));
+        let area_slots = 1 << self.area_shift;
+        let start = (index as u64) << self.area_shift;
+        let (low, high) = (low.max(start), high.min(start + area_slots));
         // A look without the lock: whoever is turned away wrongly gets a proper answer later.
-        if high.saturating_sub(low) < fit.count || self.area_slots - area.used() < fit.count {
+        if high.saturating_sub(low) < fit.count || area_slots - area.used() < fit.count {
             return None;
         }
         let _held = Held::new(core::slice::from_ref(area));
@@ -115,8 +119,8 @@ impl<P: Platform> Block<P> {
     /// Gives back `count` slots from `first` on, which were taken together.
     #[inline]
     pub(super) fn give(&self, first: u64, count: u64) {
-        let from = (first / self.area_slots) as usize;
-        let to = ((first + count - 1) / self.area_slots) as usize;
+        let from = (first >> self.area_shift) as usize;
+        let to = ((first + count - 1) >> self.area_shift) as usize;
         let Some(areas) = self.areas.get(from..=to) else {
             return; // Not of this block: the type of a slot excludes it.
         };
@@ -131,8 +135,8 @@ impl<P: Platform> Block<P> {
         let end = first + count;
         let mut from = first;
         while from < end {
-            let index = from / self.area_slots;
-            let to = end.min((index + 1) * self.area_slots);
+            let index = from >> self.area_shift;
+            let to = end.min((index + 1) << self.area_shift);
             if let Some(area) = self.areas.get(index as usize) {
                 change(area, from..to);
             }
@@ -168,5 +172,76 @@ impl<P: Platform> Drop for Block<P> {
         if let Some(frames) = self.frames.take() {
             let _leaked = frames.into_raw();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Machine, most_held};
+    use super::*;
+    use crate::bounce::BounceRequest;
+    use crate::mem::FrameRequest;
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    const SLOTS: u64 = 200;
+
+    /// A block of 200 slots in areas of 128 and 72.
+    fn block() -> Block<Machine> {
+        let machine = Machine::new(0x10_0000, 0x10_0000, u64::MAX, 1);
+        let frames =
+            OwnedFrames::new(&machine, &FrameRequest::new(SLOTS * 2048, 4096)).expect("memory");
+        Block::new(frames, 11, 7)
+    }
+
+    fn slots(count: u64, align: u64) -> Placement {
+        let request = BounceRequest { align: align * 2048, ..BounceRequest::new(count * 2048) };
+        Placement::new(&request, 11).expect("legal")
+    }
+
+    proptest! {
+        /// The hint of an area never hides a free slot.
+        #[test]
+        fn an_area_finds_the_lowest_run_whatever_went_before(
+            ops in proptest::collection::vec((any::<bool>(), 0..2usize, 1..6u64, 0..3u32, any::<u8>()), 1..200),
+        ) {
+            let block = block();
+            let mut used = vec![false; SLOTS as usize];
+            let mut live: Vec<(u64, u64)> = Vec::new();
+            for (release, area, count, align, pick) in ops {
+                if release && !live.is_empty() {
+                    let (first, count) = live.swap_remove(usize::from(pick) % live.len());
+                    block.give(first, count);
+                    used[first as usize..(first + count) as usize].fill(false);
+                    continue;
+                }
+                let bounds = if area == 0 { 0..128 } else { 128..SLOTS };
+                let lowest = bounds.clone().step_by(1 << align).find(|&first| {
+                    first + count <= bounds.end
+                        && used[first as usize..(first + count) as usize].iter().all(|used| !used)
+                });
+                prop_assert_eq!(block.take_in_area(area, &slots(count, 1 << align)), lowest);
+                if let Some(first) = lowest {
+                    used[first as usize..(first + count) as usize].fill(true);
+                    live.push((first, count));
+                }
+            }
+            live.into_iter().for_each(|(first, count)| block.give(first, count));
+        }
+    }
+
+    #[test]
+    fn a_run_is_taken_and_given_under_the_locks_of_its_areas() {
+        let block = block();
+        most_held();
+        let one = block.take_in_area(1, &slots(1, 1)).expect("free");
+        block.give(one, 1);
+        assert_eq!((one, most_held()), (128, 1));
+        let across = block.take_anywhere(&slots(150, 1)).expect("free");
+        assert_eq!((across, most_held()), (0, 2));
+        block.give(across, 150);
+        assert_eq!(most_held(), 2);
+        assert_eq!((block.used(), block.peak(), block.longest_free()), (0, 128 + 22, SLOTS));
     }
 }

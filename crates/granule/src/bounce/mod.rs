@@ -42,7 +42,9 @@
 //!
 //! Each block is cut into areas, about one a CPU, each with its lock. A CPU begins with its own area
 //! and goes on to the others; only a request that no single area can serve takes all locks of a
-//! block, in ascending order, and sees the block as one. No call but [`BouncePool::new`] allocates.
+//! block, in ascending order, and sees the block as one. Every search takes the lowest place that
+//! fits: it keeps long runs whole, and the slot that is used next is the one that the cache still
+//! holds. No call but [`BouncePool::new`] allocates.
 
 mod area;
 mod bitmap;

@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::bitmap::WORD;
 use super::block::{Block, Shortage};
 use super::placement::Placement;
 use super::{BounceConfig, BounceError, BounceRequest, BounceSlot, BounceUsage, RawBounceSlot};
@@ -53,15 +52,16 @@ impl<P: Platform> BouncePool<P> {
     /// 64th of the size. What was allocated is freed again.
     pub fn new(platform: &P, config: BounceConfig) -> Result<Self, BounceError> {
         let cpus = platform.cpus().max(1) as u64;
-        let share = (config.size / config.slot.max(1)).div_ceil(cpus);
-        Self::with_areas(platform, config, share.max(LEAST_AREA))
+        let share = config.size / config.slot.max(1) / cpus;
+        // Rounded down to a power of two: between one and two areas a CPU.
+        Self::with_areas(platform, config, share.max(LEAST_AREA).ilog2())
     }
 
-    /// As [`new`](Self::new), with areas of about `area_slots` slots.
+    /// As [`new`](Self::new), with areas of `1 << area_shift` slots.
     pub(super) fn with_areas(
         platform: &P,
         config: BounceConfig,
-        area_slots: u64,
+        area_shift: u32,
     ) -> Result<Self, BounceError> {
         let least = LEAST_SLOT.max(platform.cache_line() as u64);
         let slot = config.slot;
@@ -69,10 +69,9 @@ impl<P: Platform> BouncePool<P> {
             return Err(BounceError::BadSlotSize { slot, least });
         }
         let slot_shift = slot.trailing_zeros();
-        let area_slots = area_slots.checked_next_multiple_of(WORD).unwrap_or(u64::MAX - (WORD - 1));
         let blocks: Box<[Block<P>]> = gather(platform, &config)?
             .into_iter()
-            .map(|frames| Block::new(frames, slot_shift, area_slots))
+            .map(|frames| Block::new(frames, slot_shift, area_shift))
             .collect();
         let areas = blocks.iter().enumerate();
         let areas =
@@ -192,13 +191,17 @@ impl<P: Platform> BouncePool<P> {
     /// Asks one area after the other, this CPU's own first.
     #[inline]
     fn take_near(&self, placement: &Placement) -> Option<(usize, u64)> {
+        let areas = self.areas.len();
         let cpu = self.platform.cpu();
-        let own = if cpu < self.areas.len() { cpu } else { cpu % self.areas.len().max(1) };
-        let (before, from_own) = self.areas.split_at_checked(own)?;
-        from_own.iter().chain(before).find_map(|&(index, area)| {
-            let block = self.blocks.get(index)?;
-            Some((index, block.take_in_area(area, placement)?))
-        })
+        let mut next = if cpu < areas { cpu } else { cpu.checked_rem(areas)? };
+        for _ in 0..areas {
+            let &(index, area) = self.areas.get(next)?;
+            if let Some(first) = self.blocks.get(index)?.take_in_area(area, placement) {
+                return Some((index, first));
+            }
+            next = if next + 1 < areas { next + 1 } else { 0 };
+        }
+        None
     }
 
     /// Asks one block after the other, across its areas; else says why there is nothing.

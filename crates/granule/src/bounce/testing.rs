@@ -1,7 +1,7 @@
 //! A machine for the tests: memory on the heap that pretends to lie at a physical address.
 
 use alloc::sync::Arc;
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::vec::Vec;
@@ -11,6 +11,45 @@ use crate::mem::{FrameError, FrameRequest, Platform, SpinLock};
 
 /// What the allocator writes into every block, so that whoever forgets to zero is seen.
 pub(super) const POISON: u8 = 0xa5;
+
+std::thread_local! {
+    /// How many locks this thread holds, and the most that it held since it was last asked.
+    static HELD: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// The most locks that this thread held at once since the last call. It must hold none now.
+pub(super) fn most_held() -> usize {
+    let (held, most) = HELD.replace((0, 0));
+    assert_eq!(held, 0, "a lock was left locked");
+    most
+}
+
+/// A spin lock that counts.
+pub(super) struct TestLock(SpinLock);
+
+// SAFETY: all is passed on to a lock that keeps the promise.
+unsafe impl lock_api::RawMutex for TestLock {
+    #[allow(clippy::declare_interior_mutable_const)] // What the trait asks for.
+    const INIT: Self = Self(SpinLock::INIT);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        self.0.lock();
+        let (held, most) = HELD.get();
+        HELD.set((held + 1, most.max(held + 1)));
+    }
+
+    fn try_lock(&self) -> bool {
+        unreachable!("the pool always waits")
+    }
+
+    unsafe fn unlock(&self) {
+        let (held, most) = HELD.get();
+        HELD.set((held - 1, most));
+        // SAFETY: the caller's promise.
+        unsafe { self.0.unlock() };
+    }
+}
 
 #[derive(Clone)]
 pub(super) struct Machine(Arc<Inner>);
@@ -60,7 +99,7 @@ impl Machine {
 // SAFETY: blocks are aligned, within the window, inside `memory`, and disjoint while live; `memory`
 // never moves.
 unsafe impl Platform for Machine {
-    type Lock = SpinLock;
+    type Lock = TestLock;
 
     fn alloc_frames(&self, request: &FrameRequest) -> Result<PhysRange, FrameError> {
         if request.size > self.0.longest {

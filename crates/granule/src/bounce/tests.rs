@@ -17,7 +17,7 @@ fn phys(start: u64, len: u64) -> PhysRange {
 fn pool(size: u64, longest: u64, align: Granule) -> (Machine, BouncePool<Machine>) {
     let machine = Machine::new(BASE, size * 2 + 0x40_0000, longest, 3);
     let config = BounceConfig { align, ..BounceConfig::new(size) };
-    let pool = BouncePool::with_areas(&machine, config, 64).expect("a pool");
+    let pool = BouncePool::with_areas(&machine, config, 6).expect("a pool");
     (machine, pool)
 }
 
