@@ -145,11 +145,12 @@ impl Bitmap {
     /// Counts what is free inside `low..high`.
     pub(super) fn survey(&self, low: u64, high: u64, fit: &Fit) -> Survey {
         let words = low / WORD..high.div_ceil(WORD);
-        Survey {
-            free: words.map(|word| u64::from(self.free(word, low, high).count_ones())).sum(),
-            longest: self.longest(low, high, &Fit { count: 1, stride: 1, phase: 0 }),
-            usable: self.longest(low, high, fit),
+        let free = words.map(|word| u64::from(self.free(word, low, high).count_ones())).sum();
+        if free == 0 {
+            return Survey::default();
         }
+        let longest = self.longest(low, high, &Fit { count: 1, stride: 1, phase: 0 });
+        Survey { free, longest, usable: self.longest(low, high, fit) }
     }
 
     /// The longest free run that starts where `fit` may. Looks only at runs longer than the longest
