@@ -17,5 +17,6 @@ extern crate alloc;
 extern crate std;
 
 pub mod addr;
+pub mod bounce;
 pub mod mem;
 pub mod table;
