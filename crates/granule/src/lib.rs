@@ -17,4 +17,5 @@ extern crate alloc;
 extern crate std;
 
 pub mod addr;
+pub mod iova;
 pub mod mem;
