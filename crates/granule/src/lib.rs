@@ -18,5 +18,6 @@ extern crate std;
 
 pub mod addr;
 pub mod bounce;
+pub mod iova;
 pub mod mem;
 pub mod table;

@@ -1,0 +1,58 @@
+//! The brute force that the allocator is compared with.
+
+use alloc::collections::BTreeMap;
+
+/// The brute force: every range in granules, and nothing clever.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    /// Start and length of what is allocated.
+    pub(super) live: BTreeMap<u64, u64>,
+    /// Granules that are reserved, one by one.
+    pub(super) reserved: BTreeMap<u64, ()>,
+    pub(super) low: u64,
+    pub(super) end: u64,
+}
+
+impl Model {
+    pub(super) fn is_live(&self, granule: u64) -> bool {
+        self.live.range(..=granule).next_back().is_some_and(|(start, len)| granule < start + len)
+    }
+
+    pub(super) fn is_free(&self, granule: u64) -> bool {
+        granule >= self.low
+            && granule < self.end
+            && !self.is_live(granule)
+            && !self.reserved.contains_key(&granule)
+    }
+
+    pub(super) fn all_free(&self, start: u64, len: u64) -> bool {
+        (start..start + len).all(|granule| self.is_free(granule))
+    }
+
+    /// Whether any aligned place within the bounds is free.
+    pub(super) fn has_place(&self, len: u64, align: u64, low: u64, end: u64) -> bool {
+        let (low, end) = (low.max(self.low), end.min(self.end));
+        let mut start = low.next_multiple_of(align);
+        while start + len <= end {
+            if self.all_free(start, len) {
+                return true;
+            }
+            start += align;
+        }
+        false
+    }
+
+    pub(super) fn free_within(&self, low: u64, end: u64) -> (u64, u64) {
+        let (mut sum, mut longest, mut run) = (0, 0, 0);
+        for granule in low.max(self.low)..end.min(self.end) {
+            run = if self.is_free(granule) { run + 1 } else { 0 };
+            sum += u64::from(run != 0);
+            longest = longest.max(run);
+        }
+        (sum, longest)
+    }
+
+    pub(super) fn live_granules(&self) -> u64 {
+        self.live.values().sum()
+    }
+}

@@ -1,0 +1,492 @@
+//! Every tier above the leaves: 64 slots, each free, taken or split.
+
+use alloc::boxed::Box;
+use core::mem::size_of;
+
+use super::bits::{aligned, bottom, ones, rank, runs, starts_within, top};
+use super::block::Block;
+use super::{Batch, Change, Child, Extents, Ledger, NoMemory, NotTaken, Query, Tier};
+
+/// How many idle blocks of children a tree keeps, so that a range at an edge which comes and goes
+/// does not allocate each time.
+const IDLE_MAX: usize = 24;
+
+/// Sixty-four slots of 2^`C::ORDER` granules; `M` is `C::ORDER`.
+pub(super) struct Node<C, const M: usize> {
+    /// Slots that are wholly free.
+    free: u64,
+    /// Slots whose child tells; never at the same time in `free`. In neither: taken as a whole.
+    split: u64,
+    /// Present while a slot is split. A child that is not split has no split slots itself.
+    block: Option<Box<[Block<C, M>; 1]>>,
+}
+
+/// The part of `low..=high` that lies in one slot, counted from the slot's start.
+#[inline]
+fn clip<C: Child>(slot: u64, low: u64, high: u64) -> (u64, u64) {
+    let start = slot << C::ORDER;
+    let last = start | ((1 << C::ORDER) - 1);
+    (low.max(start) - start, high.min(last) - start)
+}
+
+impl<C: Child, const M: usize> Node<C, M> {
+    /// The last position in a slot.
+    const LAST: u64 = (1 << C::ORDER) - 1;
+
+    #[inline]
+    fn kids(&self) -> Option<&Block<C, M>> {
+        self.block.as_deref().map(|[block]| block)
+    }
+
+    #[inline]
+    fn kids_mut(&mut self) -> Option<&mut Block<C, M>> {
+        self.block.as_deref_mut().map(|[block]| block)
+    }
+
+    /// The child at `slot`.
+    #[inline]
+    fn child(&self, slot: u64) -> Option<&C> {
+        self.kids().and_then(|block| block.children.get(slot as usize))
+    }
+
+    /// The split children that hold a free block of 2^`order` granules.
+    #[inline]
+    fn holding(&self, order: u32) -> u64 {
+        self.kids().and_then(|block| block.masks.get(order as usize)).map_or(0, |mask| *mask)
+    }
+
+    /// One more than the order of the largest free aligned block.
+    fn rank(&self) -> u8 {
+        if self.free != 0 {
+            return C::ORDER as u8 + rank(self.free);
+        }
+        self.kids().map_or(0, Block::best)
+    }
+
+    /// Passes on what happened to the child at `slot`, and tells what it means for this node.
+    #[inline]
+    fn child_changed(&mut self, slot: u64, change: Change) -> Change {
+        let free = self.free;
+        let Some(block) = self.kids_mut() else { return Change::NONE };
+        if change.is_none() {
+            return Change::NONE;
+        }
+        if free != 0 {
+            block.rerank(slot, change);
+            return Change::NONE;
+        }
+        let old = block.best();
+        block.rerank(slot, change);
+        Change { old, new: block.best() }
+    }
+
+    /// Makes a free slot a split one, whose child is still wholly free and in no mask.
+    fn split(&mut self, slot: u64, ledger: &mut Ledger) -> Result<(), NoMemory> {
+        if self.block.is_none() {
+            self.block = Some(Block::allocate()?);
+            ledger.bytes += size_of::<Block<C, M>>();
+        } else if self.split == 0 {
+            ledger.idle = ledger.idle.saturating_sub(1);
+        }
+        self.free &= !(1 << slot);
+        self.split |= 1 << slot;
+        if let Some(child) = self.kids_mut().and_then(|b| b.children.get_mut(slot as usize)) {
+            child.reset();
+        }
+        Ok(())
+    }
+
+    /// Makes a split slot, whose child is wholly free and in no mask, a free one again.
+    fn unsplit(&mut self, slot: u64, ledger: &mut Ledger) {
+        self.free |= 1 << slot;
+        self.split &= !(1 << slot);
+        if self.split != 0 {
+            return;
+        }
+        ledger.idle += 1;
+        if ledger.idle > IDLE_MAX {
+            self.discard(ledger);
+        }
+    }
+
+    /// Frees the children's block, which is idle.
+    fn discard(&mut self, ledger: &mut Ledger) {
+        let idle = self.idle_below();
+        ledger.bytes = ledger.bytes.saturating_sub(idle.bytes);
+        ledger.idle = ledger.idle.saturating_sub(idle.idle);
+        self.block = None;
+    }
+
+    /// Takes a part of one slot.
+    #[inline]
+    fn take_in(
+        &mut self,
+        slot: u64,
+        low: u64,
+        high: u64,
+        ledger: &mut Ledger,
+    ) -> Result<Change, NoMemory> {
+        if self.split >> slot & 1 == 0 {
+            return self.take_in_free(slot, low, high, ledger);
+        }
+        let Some(child) = self.kids_mut().and_then(|b| b.children.get_mut(slot as usize)) else {
+            return Ok(Change::NONE);
+        };
+        let change = child.take(low, high, ledger)?;
+        Ok(self.child_changed(slot, change))
+    }
+
+    /// Takes a part of a slot that is free so far.
+    fn take_in_free(
+        &mut self,
+        slot: u64,
+        low: u64,
+        high: u64,
+        ledger: &mut Ledger,
+    ) -> Result<Change, NoMemory> {
+        let old = self.rank();
+        self.split(slot, ledger)?;
+        let taken = match self.kids_mut().and_then(|b| b.children.get_mut(slot as usize)) {
+            Some(child) => child.take(low, high, ledger),
+            None => Err(NoMemory),
+        };
+        match taken {
+            Ok(change) => {
+                self.enter(slot, change.new);
+                Ok(Change { old, new: self.rank() })
+            }
+            Err(error) => {
+                self.unsplit(slot, ledger);
+                Err(error)
+            }
+        }
+    }
+
+    /// Enters the child of a slot that has just been split into the masks.
+    fn enter(&mut self, slot: u64, rank: u8) {
+        if let Some(block) = self.kids_mut() {
+            block.rerank(slot, Change { old: 0, new: rank });
+        }
+    }
+
+    /// Gives a part of one slot back.
+    #[inline]
+    fn give_in(
+        &mut self,
+        slot: u64,
+        low: u64,
+        high: u64,
+        ledger: &mut Ledger,
+    ) -> Result<Change, NotTaken> {
+        if self.split >> slot & 1 == 0 {
+            return Err(NotTaken);
+        }
+        let Some(child) = self.kids_mut().and_then(|b| b.children.get_mut(slot as usize)) else {
+            return Err(NotTaken);
+        };
+        let change = child.give(low, high, ledger)?;
+        if !child.is_free() {
+            return Ok(self.child_changed(slot, change));
+        }
+        let old = self.rank();
+        if let Some(block) = self.kids_mut() {
+            block.rerank(slot, Change { old: change.old, new: 0 });
+        }
+        self.unsplit(slot, ledger);
+        Ok(Change { old, new: self.rank() })
+    }
+
+    /// Takes blocks of at least one slot each.
+    fn take_slots(&mut self, batch: &mut Batch<'_>, base: u64, low: u64, high: u64) {
+        let order = batch.order - C::ORDER;
+        let (Some(first), last) = (first_slot::<C>(low), last_slot::<C>(high)) else { return };
+        let Some(last) = last else { return };
+        let mut starts = runs(self.free, order) & starts_within(order, first, last);
+        while let Some(start) = top(starts) {
+            if batch.is_done() {
+                break;
+            }
+            starts &= !(1 << start);
+            self.free &= !ones(start, start + (1 << order) - 1);
+            batch.push(base + (start << C::ORDER));
+        }
+    }
+
+    /// Takes blocks that are smaller than a slot, from split slots first if they have them.
+    fn take_smaller(
+        &mut self,
+        batch: &mut Batch<'_>,
+        base: u64,
+        low: u64,
+        high: u64,
+        ledger: &mut Ledger,
+    ) {
+        let mut within = ones(low >> C::ORDER, high >> C::ORDER);
+        while !batch.is_done() {
+            let Some(slot) =
+                top(self.holding(batch.order) & within).or_else(|| top(self.free & within))
+            else {
+                return;
+            };
+            let (low, high) = clip::<C>(slot, low, high);
+            let before = batch.filled;
+            self.take_smaller_in(slot, batch, base + (slot << C::ORDER), low, high, ledger);
+            if batch.filled == before {
+                within &= !(1 << slot); // At the window's edge: nothing there lies wholly inside.
+            }
+        }
+    }
+
+    fn take_smaller_in(
+        &mut self,
+        slot: u64,
+        batch: &mut Batch<'_>,
+        base: u64,
+        low: u64,
+        high: u64,
+        ledger: &mut Ledger,
+    ) {
+        let fresh = self.free >> slot & 1 == 1;
+        if fresh && self.split(slot, ledger).is_err() {
+            batch.no_memory = true;
+            return;
+        }
+        let Some(block) = self.kids_mut() else { return };
+        let Some(child) = block.children.get_mut(slot as usize) else { return };
+        let change = child.take_many(batch, base, low, high, ledger);
+        let untouched = child.is_free();
+        if untouched {
+            self.unsplit(slot, ledger);
+        } else if fresh {
+            block.rerank(slot, Change { old: 0, new: change.new });
+        } else {
+            block.rerank(slot, change);
+        }
+    }
+
+    /// The highest suitable block in a slot that is wholly free.
+    fn find_in_free(query: &Query, low: u64, high: u64) -> Option<u64> {
+        let room = (high + 1).checked_sub(1 << query.order)?;
+        let start = if query.align >= C::ORDER { 0 } else { room >> query.align << query.align };
+        if start >= low && start <= room { Some(start) } else { None }
+    }
+
+    /// A block of at least one slot.
+    fn find_slots(&self, query: &Query, low: u64, high: u64) -> Option<u64> {
+        let order = query.order - C::ORDER;
+        let starts = runs(self.free, order) & aligned(query.align.saturating_sub(C::ORDER));
+        let within = starts_within(order, first_slot::<C>(low)?, last_slot::<C>(high)?);
+        top(starts & within).map(|slot| slot << C::ORDER)
+    }
+}
+
+/// The first slot that begins at or behind `low`.
+#[inline]
+fn first_slot<C: Child>(low: u64) -> Option<u64> {
+    let slot = (low >> C::ORDER) + u64::from(low & ((1 << C::ORDER) - 1) != 0);
+    if slot < 64 { Some(slot) } else { None }
+}
+
+/// The last slot that ends at or before `high`.
+#[inline]
+fn last_slot<C: Child>(high: u64) -> Option<u64> {
+    ((high + 1) >> C::ORDER).checked_sub(1)
+}
+
+impl<C: Child, const M: usize> Child for Node<C, M> {
+    const ORDER: u32 = C::ORDER + 6;
+    const FREE: Self = Self { free: u64::MAX, split: 0, block: None };
+
+    #[inline]
+    fn reset(&mut self) {
+        self.free = u64::MAX;
+    }
+
+    #[inline]
+    fn is_free(&self) -> bool {
+        self.free == u64::MAX
+    }
+
+    fn idle_below(&self) -> Ledger {
+        let mut sum = Ledger::default();
+        let Some(block) = self.kids() else { return sum };
+        sum.bytes = size_of::<Block<C, M>>();
+        sum.idle = 1;
+        for child in &block.children {
+            let below = child.idle_below();
+            sum.bytes += below.bytes;
+            sum.idle += below.idle;
+        }
+        sum
+    }
+}
+
+impl<C: Child, const M: usize> Tier for Node<C, M> {
+    fn find(&self, query: &Query, low: u64, high: u64) -> Option<u64> {
+        if query.order >= C::ORDER {
+            return self.find_slots(query, low, high);
+        }
+        let within =
+            ones(low >> C::ORDER, high >> C::ORDER) & aligned(query.align.saturating_sub(C::ORDER));
+        let mut split = self.holding(query.order) & within;
+        let mut free = self.free & within;
+        loop {
+            let next =
+                if query.pack { top(split).or_else(|| top(free)) } else { top(split | free) };
+            let slot = next?;
+            let (low, high) = clip::<C>(slot, low, high);
+            let found = if self.free >> slot & 1 == 1 {
+                Self::find_in_free(query, low, high)
+            } else {
+                self.child(slot).and_then(|child| child.find(query, low, high))
+            };
+            if let Some(start) = found {
+                return Some((slot << C::ORDER) + start);
+            }
+            split &= !(1 << slot);
+            free &= !(1 << slot);
+        }
+    }
+
+    fn take(&mut self, low: u64, high: u64, ledger: &mut Ledger) -> Result<Change, NoMemory> {
+        let (first, last) = (low >> C::ORDER, high >> C::ORDER);
+        let (low, high) = (low & Self::LAST, high & Self::LAST);
+        if first == last && (low != 0 || high != Self::LAST) {
+            return self.take_in(first, low, high, ledger);
+        }
+        let old = self.rank();
+        let (mut from, mut to) = (first, last + 1);
+        if low != 0 {
+            self.take_in(first, low, Self::LAST, ledger)?;
+            from += 1;
+        }
+        if high != Self::LAST {
+            if let Err(error) = self.take_in(last, 0, high, ledger) {
+                if low != 0 {
+                    // What was just taken can be given.
+                    let _ = self.give_in(first, low, Self::LAST, ledger);
+                }
+                return Err(error);
+            }
+            to -= 1;
+        }
+        if from < to {
+            self.free &= !ones(from, to - 1);
+        }
+        Ok(Change { old, new: self.rank() })
+    }
+
+    fn take_many(
+        &mut self,
+        batch: &mut Batch<'_>,
+        base: u64,
+        low: u64,
+        high: u64,
+        ledger: &mut Ledger,
+    ) -> Change {
+        let old = self.rank();
+        // 33 to 63 granules want a leaf that is wholly free, and still split it.
+        if batch.len >> C::ORDER != 0 {
+            self.take_slots(batch, base, low, high);
+        } else {
+            self.take_smaller(batch, base, low, high, ledger);
+        }
+        Change { old, new: self.rank() }
+    }
+
+    fn give(&mut self, low: u64, high: u64, ledger: &mut Ledger) -> Result<Change, NotTaken> {
+        let (first, last) = (low >> C::ORDER, high >> C::ORDER);
+        let whole = (low | !Self::LAST) == !Self::LAST && high & Self::LAST == Self::LAST;
+        if first == last && !whole {
+            return self.give_in(first, low & Self::LAST, high & Self::LAST, ledger);
+        }
+        if !self.holds(low, high) {
+            return Err(NotTaken);
+        }
+        let old = self.rank();
+        let (low, high) = (low & Self::LAST, high & Self::LAST);
+        let (mut from, mut to) = (first, last + 1);
+        if low != 0 {
+            self.give_in(first, low, Self::LAST, ledger)?;
+            from += 1;
+        }
+        if high != Self::LAST {
+            self.give_in(last, 0, high, ledger)?;
+            to -= 1;
+        }
+        if from < to {
+            self.free |= ones(from, to - 1);
+        }
+        Ok(Change { old, new: self.rank() })
+    }
+
+    fn holds(&self, low: u64, high: u64) -> bool {
+        let slots = ones(low >> C::ORDER, high >> C::ORDER);
+        if self.free & slots != 0 {
+            return false;
+        }
+        let (first, last) = (low >> C::ORDER, high >> C::ORDER);
+        let edges = [
+            (first, low & Self::LAST != 0 || (first == last && high & Self::LAST != Self::LAST)),
+            (last, high & Self::LAST != Self::LAST),
+        ];
+        let mut partial = 0;
+        for (slot, cut) in edges {
+            partial |= u64::from(cut) << slot;
+        }
+        // A whole slot must be taken as a whole, a part of one piece by piece.
+        if self.split & slots != partial {
+            return false;
+        }
+        let mut left = partial;
+        while let Some(slot) = bottom(left) {
+            left &= left - 1;
+            let (low, high) = clip::<C>(slot, low, high);
+            if !self.child(slot).is_some_and(|child| child.holds(low, high)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn first_taken(&self, low: u64, high: u64) -> Option<u64> {
+        let mut busy = !self.free & ones(low >> C::ORDER, high >> C::ORDER);
+        while let Some(slot) = bottom(busy) {
+            busy &= busy - 1;
+            let (low, high) = clip::<C>(slot, low, high);
+            let taken = if self.split >> slot & 1 == 0 {
+                Some(low)
+            } else {
+                self.child(slot).and_then(|child| child.first_taken(low, high))
+            };
+            if let Some(at) = taken {
+                return Some((slot << C::ORDER) + at);
+            }
+        }
+        None
+    }
+
+    fn extents(&self, base: u64, low: u64, high: u64, into: &mut Extents) {
+        let mut some = (self.free | self.holding(0)) & ones(low >> C::ORDER, high >> C::ORDER);
+        while let Some(slot) = bottom(some) {
+            some &= some - 1;
+            let (low, high) = clip::<C>(slot, low, high);
+            let base = base + (slot << C::ORDER);
+            if self.free >> slot & 1 == 1 {
+                into.add(base + low, high - low + 1);
+            } else if let Some(child) = self.child(slot) {
+                child.extents(base, low, high, into);
+            }
+        }
+    }
+
+    fn trim(&mut self, ledger: &mut Ledger) {
+        if self.split == 0 {
+            self.discard(ledger);
+        } else if let Some(block) = self.kids_mut() {
+            for child in &mut block.children {
+                child.trim(ledger);
+            }
+        }
+    }
+}
