@@ -28,10 +28,19 @@ struct Entry {
     len: u64,
 }
 
+/// What the devices on a bus reach.
+#[derive(Clone)]
+pub(crate) struct Windows {
+    /// Empty, if not `broken`: everything, at the same address.
+    pub(crate) list: Arc<[DmaWindow]>,
+    /// Nothing is known to be reachable.
+    pub(crate) broken: bool,
+}
+
 /// Resolves addresses of a tree.
 pub(crate) struct Buses<'t, 'a> {
     tree: &'t Tree<'a>,
-    windows: BTreeMap<Option<NodeId>, Arc<[DmaWindow]>>,
+    windows: BTreeMap<Option<NodeId>, Windows>,
     coherent_by_default: bool,
 }
 
@@ -104,7 +113,7 @@ impl<'t, 'a> Buses<'t, 'a> {
         id: NodeId,
         budget: &mut Budget,
         warnings: &mut Warnings,
-    ) -> Result<Arc<[DmaWindow]>, BoardError> {
+    ) -> Result<Windows, BoardError> {
         let start = if is_pci(self.tree, id) { Some(id) } else { self.dma_parent(id) };
         budget.spend(2 * MAX_DEPTH)?;
         let tree = self.tree;
@@ -114,15 +123,15 @@ impl<'t, 'a> Buses<'t, 'a> {
         });
         if bus.is_none() && start.is_some_and(|start| self.way_up(start).count() >= 2 * MAX_DEPTH) {
             warnings.push(Warning::CircularBus { path: self.tree.path(id) });
+            return Ok(Windows { list: Arc::default(), broken: true });
         }
         if let Some(known) = self.windows.get(&bus) {
             return Ok(known.clone());
         }
         let windows = match bus {
             Some(bus) => self.read_windows(bus, budget, warnings)?,
-            None => Vec::new(),
+            None => Windows { list: Arc::default(), broken: false },
         };
-        let windows: Arc<[DmaWindow]> = windows.into();
         self.windows.insert(bus, windows.clone());
         Ok(windows)
     }
@@ -132,25 +141,21 @@ impl<'t, 'a> Buses<'t, 'a> {
         bus: NodeId,
         budget: &mut Budget,
         warnings: &mut Warnings,
-    ) -> Result<Vec<DmaWindow>, BoardError> {
+    ) -> Result<Windows, BoardError> {
         let parent = self.dma_parent(bus);
-        let Some(entries) = self.entries(bus, parent, "dma-ranges", budget)? else {
-            warnings.push(Warning::BadProperty {
-                path: self.tree.path(bus),
-                property: "dma-ranges",
-                reason: "its length or its cell counts do not fit",
-                effect: "devices below are taken to reach everything at the same address",
-            });
-            return Ok(Vec::new());
-        };
+        let entries = self.entries(bus, parent, "dma-ranges", budget)?;
+        let mut reason = "no entry reaches memory";
+        if entries.is_none() {
+            reason = "its length or its cell counts do not fit";
+        }
         let mut windows: Vec<DmaWindow> = Vec::new();
-        for entry in entries {
+        for entry in entries.unwrap_or_default() {
             let translated =
                 self.translate("dma-ranges", parent, entry.parent, entry.len, budget)?;
             let Some((phys, len)) = translated else { continue };
-            let bus = DmaRange::new(DmaAddr::new(entry.child), len);
+            let emitted = DmaRange::new(DmaAddr::new(entry.child), len);
             let phys = PhysRange::new(PhysAddr::new(phys), len);
-            if let (Ok(bus), Ok(phys)) = (bus, phys) {
+            if let (Ok(bus), Ok(phys)) = (emitted, phys) {
                 let window = DmaWindow { bus, phys };
                 match windows.last_mut() {
                     Some(last) if continues(last, &window) => extend(last, &window),
@@ -158,7 +163,13 @@ impl<'t, 'a> Buses<'t, 'a> {
                 }
             }
         }
-        Ok(windows)
+        let broken = windows.is_empty();
+        if broken {
+            let (path, property) = (self.tree.path(bus), "dma-ranges");
+            let effect = "what the devices below reach is not known";
+            warnings.push(Warning::BadProperty { path, property, reason, effect });
+        }
+        Ok(Windows { list: windows.into(), broken })
     }
 
     /// The entries of `property` at `bus`; `None` if they can't be read.

@@ -83,17 +83,18 @@ pub(crate) fn collect(
             continue;
         }
         let found = streams.read(id, budget, warnings)?;
+        let windows = buses.dma_windows(id, budget, warnings)?;
         let mut device = BoardDevice {
             path: tree.path(id),
             name: tree.name(id).to_string(),
             aliases: parts.names.of(id),
             compatible: tree.strings(id, "compatible").map(ToString::to_string).collect(),
             streams: found.streams,
-            unresolved: found.unresolved,
+            unresolved: found.unresolved || windows.broken,
             group: 0,
             coherent: buses.coherent(id),
             enabled: tree.enabled(id),
-            windows: buses.dma_windows(id, budget, warnings)?,
+            windows: windows.list,
             iova_regions: parts.reserved.iovas.get(&id).cloned().unwrap_or_default(),
             memory_regions: Vec::new(),
             pci: found.pci,

@@ -15,7 +15,7 @@ pub const MAX_STREAMS: usize = 1 << 14;
 /// The most warnings kept; later ones are counted.
 pub const MAX_WARNINGS: usize = 256;
 /// The steps that may be spent on translating ranges, expanding maps and comparing streams.
-const MAX_STEPS: u64 = 1 << 26;
+const MAX_STEPS: u64 = 1 << 24;
 
 /// Steps left to spend.
 #[derive(Debug)]

@@ -123,8 +123,9 @@ pub struct BoardDevice {
     /// Its streams, in the order of `iommus`; for a PCI host those of all its functions. Empty for
     /// a device directly on the bus.
     pub streams: Vec<Stream>,
-    /// Set if `iommus` or `iommu-map` could not be read whole: `streams` is not all of them, and
-    /// the device must not be taken for a direct one.
+    /// Set if `iommus`, `iommu-map` or the `dma-ranges` above could not be read whole: `streams` is
+    /// not all of them, or `windows` says nothing. The device must not be used, least of all taken
+    /// for a direct one.
     pub unresolved: bool,
     /// Devices with equal groups have overlapping streams and can only share one domain. A device
     /// of [`Board::devices`] with no overlap has a group of its own.
@@ -133,7 +134,8 @@ pub struct BoardDevice {
     pub coherent: bool,
     /// Whether `status`, its own and that of every bus above, lets it be used.
     pub enabled: bool,
-    /// What it reaches on its bus (`dma-ranges`). Empty: everything, at the same address.
+    /// What it reaches on its bus (`dma-ranges`). Empty, if not `unresolved`: everything, at the
+    /// same address.
     pub windows: Arc<[DmaWindow]>,
     /// Fixed regions of its IOVA space (`iommu-addresses`).
     pub iova_regions: Vec<IovaRegion>,
@@ -155,7 +157,7 @@ impl BoardDevice {
 
     /// The physical address that the bus address `addr` reaches, by `dma-ranges`.
     pub fn bus_to_phys(&self, addr: DmaAddr) -> Option<PhysAddr> {
-        if self.windows.is_empty() {
+        if self.windows.is_empty() && !self.unresolved {
             return Some(PhysAddr::new(addr.raw()));
         }
         self.windows.iter().find_map(|window| window.bus_to_phys(addr))
@@ -163,7 +165,7 @@ impl BoardDevice {
 
     /// The bus address by which it reaches the physical address `addr`, if it reaches it.
     pub fn phys_to_bus(&self, addr: PhysAddr) -> Option<DmaAddr> {
-        if self.windows.is_empty() {
+        if self.windows.is_empty() && !self.unresolved {
             return Some(DmaAddr::new(addr.raw()));
         }
         self.windows.iter().find_map(|window| window.phys_to_bus(addr))

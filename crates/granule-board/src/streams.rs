@@ -1,5 +1,6 @@
 //! `iommus` and `iommu-map`: from phandles and cells to streams.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use crate::cells::Cells;
@@ -17,6 +18,13 @@ pub(crate) struct Found {
     pub(crate) unresolved: bool,
 }
 
+/// Streams in the order found, each once.
+#[derive(Default)]
+struct Streams {
+    list: Vec<Stream>,
+    seen: BTreeSet<Stream>,
+}
+
 /// Reads the streams of nodes.
 pub(crate) struct StreamReader<'t, 'a> {
     pub(crate) tree: &'t Tree<'a>,
@@ -32,9 +40,9 @@ impl StreamReader<'_, '_> {
         warnings: &mut Warnings,
     ) -> Result<Found, BoardError> {
         let mut found = Found::default();
+        let mut streams = Streams::default();
         if let Some(value) = self.tree.prop(id, "iommus") {
-            found.unresolved |=
-                !self.read_iommus(id, value, &mut found.streams, budget, warnings)?;
+            found.unresolved |= !self.read_iommus(id, value, &mut streams, budget, warnings)?;
         }
         if let Some(value) = self.tree.prop(id, "iommu-map") {
             let entries = self.read_map(id, value, warnings);
@@ -48,9 +56,10 @@ impl StreamReader<'_, '_> {
                 }),
             };
             let map = PciMap { mask, entries: entries.unwrap_or_default() };
-            self.expand(&map, &mut found.streams, budget)?;
+            self.expand(&map, &mut streams, budget)?;
             found.pci = Some(map);
         }
+        found.streams = streams.list;
         Ok(found)
     }
 
@@ -58,11 +67,11 @@ impl StreamReader<'_, '_> {
     fn add(
         &mut self,
         stream: Stream,
-        streams: &mut Vec<Stream>,
+        streams: &mut Streams,
         budget: &mut Budget,
     ) -> Result<(), BoardError> {
-        budget.spend(streams.len() + 1)?;
-        if streams.contains(&stream) {
+        budget.spend(1)?;
+        if !streams.seen.insert(stream) {
             return Ok(());
         }
         if self.total >= MAX_STREAMS {
@@ -70,7 +79,7 @@ impl StreamReader<'_, '_> {
             return Err(BoardError::TooLarge { what: "the number of streams", limit });
         }
         self.total += 1;
-        streams.push(stream);
+        streams.list.push(stream);
         Ok(())
     }
 
@@ -79,7 +88,7 @@ impl StreamReader<'_, '_> {
         &mut self,
         id: NodeId,
         value: &[u8],
-        streams: &mut Vec<Stream>,
+        streams: &mut Streams,
         budget: &mut Budget,
         warnings: &mut Warnings,
     ) -> Result<bool, BoardError> {
@@ -150,7 +159,7 @@ impl StreamReader<'_, '_> {
     fn expand(
         &mut self,
         map: &PciMap,
-        streams: &mut Vec<Stream>,
+        streams: &mut Streams,
         budget: &mut Budget,
     ) -> Result<(), BoardError> {
         for entry in &map.entries {
@@ -188,7 +197,7 @@ impl StreamReader<'_, '_> {
         iommu: usize,
         start: u64,
         len: u64,
-        streams: &mut Vec<Stream>,
+        streams: &mut Streams,
         budget: &mut Budget,
     ) -> Result<(), BoardError> {
         let (mut start, mut left) = (start, len.min((1u64 << 32).saturating_sub(start)));

@@ -110,7 +110,7 @@ pub enum Warning {
         iova: u64,
     },
     /// The way to memory (`interconnects` named dma-mem) runs in a circle.
-    #[error("{path}: its way to memory runs in a circle; the buses seen so far count")]
+    #[error("{path}: its way to memory runs in a circle; what it reaches is not known")]
     CircularBus {
         /// The node.
         path: String,
