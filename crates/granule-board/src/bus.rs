@@ -62,36 +62,15 @@ fn cell_count(tree: &Tree<'_>, bus: NodeId, name: &str, default: u32) -> Option<
     tree.u32(bus, name).filter(|&count| count <= MAX_CELLS)
 }
 
-/// Whether the node is a PCI host or bridge.
-pub(crate) fn is_pci(tree: &Tree<'_>, id: NodeId) -> bool {
-    matches!(tree.strings(id, "device_type").next(), Some("pci" | "pciex"))
-}
-
 impl<'t, 'a> Buses<'t, 'a> {
     pub(crate) fn new(tree: &'t Tree<'a>) -> Self {
         let coherent_by_default = is_riscv(tree);
         Self { tree, windows: BTreeMap::new(), coherent_by_default }
     }
 
-    /// The bus that carries the DMA of `id`.
-    pub(crate) fn dma_parent(&self, id: NodeId) -> Option<NodeId> {
-        self.dma_mem(id).or_else(|| self.tree.parent(id))
-    }
-
-    /// The provider of the interconnect named `dma-mem`.
-    fn dma_mem(&self, id: NodeId) -> Option<NodeId> {
-        let index = self.tree.strings(id, "interconnect-names").position(|n| n == "dma-mem")?;
-        let mut cells = Cells::new(self.tree.prop(id, "interconnects")?);
-        for _ in 0..index {
-            let provider = self.tree.by_phandle(cells.cell()?)?;
-            cells.skip(self.tree.u32(provider, "#interconnect-cells")? as usize)?;
-        }
-        self.tree.by_phandle(cells.cell()?)
-    }
-
     /// The buses from `start` towards memory, bounded, so that a circle ends.
     fn way_up(&self, start: NodeId) -> impl Iterator<Item = NodeId> + '_ {
-        core::iter::successors(Some(start), |&id| self.dma_parent(id)).take(2 * MAX_DEPTH)
+        core::iter::successors(Some(start), |&id| self.tree.dma_parent(id)).take(2 * MAX_DEPTH)
     }
 
     /// Whether the DMA of `id` snoops the CPU's caches (`of_dma_is_coherent`).
@@ -114,7 +93,7 @@ impl<'t, 'a> Buses<'t, 'a> {
         budget: &mut Budget,
         warnings: &mut Warnings,
     ) -> Result<Windows, BoardError> {
-        let start = if is_pci(self.tree, id) { Some(id) } else { self.dma_parent(id) };
+        let start = if self.tree.is_pci(id) { Some(id) } else { self.tree.dma_parent(id) };
         budget.spend(2 * MAX_DEPTH)?;
         let tree = self.tree;
         let bus = start.and_then(|start| {
@@ -142,7 +121,7 @@ impl<'t, 'a> Buses<'t, 'a> {
         budget: &mut Budget,
         warnings: &mut Warnings,
     ) -> Result<Windows, BoardError> {
-        let parent = self.dma_parent(bus);
+        let parent = self.tree.dma_parent(bus);
         let entries = self.entries(bus, parent, "dma-ranges", budget)?;
         let mut reason = "no entry reaches memory";
         if entries.is_none() {
@@ -215,7 +194,7 @@ impl<'t, 'a> Buses<'t, 'a> {
         let mut at = from;
         for _ in 0..2 * MAX_DEPTH {
             let Some(bus) = at.filter(|&bus| bus != 0) else { return Ok(Some((addr, len))) };
-            let parent = if dma { self.dma_parent(bus) } else { self.tree.parent(bus) };
+            let parent = if dma { self.tree.dma_parent(bus) } else { self.tree.parent(bus) };
             match self.tree.prop(bus, property) {
                 None if !dma => return Ok(None),
                 None | Some([]) => {}
@@ -240,7 +219,7 @@ impl<'t, 'a> Buses<'t, 'a> {
     ) -> Result<Vec<PhysRange>, BoardError> {
         let mut found = Vec::new();
         let Some(parent) = self.tree.parent(id) else { return Ok(found) };
-        let pci = is_pci(self.tree, parent);
+        let pci = self.tree.is_pci(parent);
         for (addr, len) in self.pairs(id, parent, "reg") {
             // The reg of a PCI function is its address in configuration space, not memory.
             if pci {
@@ -316,6 +295,6 @@ fn is_riscv(tree: &Tree<'_>) -> bool {
     tree.children(cpus).any(|cpu| {
         tree.has(cpu, "riscv,isa")
             || tree.has(cpu, "riscv,isa-base")
-            || tree.compatible_with(cpu, "riscv")
+            || tree.strings(cpu, "compatible").any(|c| c == "riscv")
     })
 }

@@ -19,7 +19,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use crate::bus::{self, Buses};
+use crate::bus::Buses;
 use crate::cells::Cells;
 use crate::iommus::Iommus;
 use crate::limits::Budget;
@@ -123,14 +123,14 @@ fn rule(parts: &Parts<'_, '_>, id: NodeId) -> Option<Master> {
     if tree.has(id, "iommus") || tree.has(id, "iommu-map") {
         return Some(Master::Streams);
     }
-    let below_pci = tree.ancestors(id).skip(1).any(|above| bus::is_pci(tree, above));
+    let below_pci = tree.ancestors(id).skip(1).any(|above| tree.is_pci(above));
     if below_pci {
         return None;
     }
-    if bus::is_pci(tree, id) {
+    if tree.is_pci(id) {
         return Some(Master::PciHost);
     }
-    let bus = tree.has(id, "ranges") || is_bus(tree, id);
+    let bus = tree.has(id, "ranges") || tree.is_simple_bus(id);
     let interrupts = tree.has(id, "interrupt-controller") || tree.has(id, "msi-controller");
     if bus || interrupts || !on_addressable_bus(tree, id) {
         return None;
@@ -155,12 +155,7 @@ fn rule(parts: &Parts<'_, '_>, id: NodeId) -> Option<Master> {
 /// Whether every bus above has `ranges`, so that the CPU's addresses reach down to it.
 fn on_addressable_bus(tree: &Tree<'_>, id: NodeId) -> bool {
     let mut above = tree.ancestors(id).skip(1);
-    above.all(|bus| bus == 0 || tree.has(bus, "ranges") || is_bus(tree, bus))
-}
-
-fn is_bus(tree: &Tree<'_>, id: NodeId) -> bool {
-    tree.strings(id, "compatible")
-        .any(|c| matches!(c, "simple-bus" | "simple-pm-bus" | "simple-mfd"))
+    above.all(|bus| bus == 0 || tree.has(bus, "ranges") || tree.is_simple_bus(bus))
 }
 
 fn msi_of(parts: &Parts<'_, '_>, id: NodeId) -> Option<usize> {

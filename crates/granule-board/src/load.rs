@@ -1,5 +1,6 @@
 //! From a blob to a board.
 
+use alloc::collections::BTreeSet;
 use alloc::string::ToString;
 
 use crate::bus::Buses;
@@ -60,10 +61,8 @@ impl Board {
         &'b self,
         device: &'b BoardDevice,
     ) -> impl Iterator<Item = (usize, &'b BoardIommu)> {
-        let streams = device.streams.iter().enumerate();
-        let first_at = streams.filter(|(i, stream)| {
-            !device.streams.iter().take(*i).any(|earlier| earlier.iommu == stream.iommu)
-        });
-        first_at.filter_map(|(_, stream)| Some((stream.iommu, self.iommus.get(stream.iommu)?)))
+        let mut seen = BTreeSet::new();
+        let first = device.streams.iter().filter(move |stream| seen.insert(stream.iommu));
+        first.filter_map(|stream| Some((stream.iommu, self.iommus.get(stream.iommu)?)))
     }
 }

@@ -10,7 +10,7 @@ use crate::{Board, BoardDevice, BoardIommu, LookupError};
 /// How many candidates an error lists.
 const MAX_CANDIDATES: usize = 8;
 /// Names are compared by edit distance up to this many characters.
-const MAX_COMPARED: usize = 64;
+const MAX_COMPARED: usize = 32;
 
 /// The aliases and labels of every node.
 #[derive(Debug, Default)]
@@ -126,7 +126,7 @@ impl Board {
     /// The device with this name: its full path, an alias or label, its node name, or its node name
     /// without the unit address; the first of these that fits decides. Where several fit equally,
     /// one that alone is enabled is meant. A disabled device is found, too: see
-    /// [`BoardDevice::enabled`].
+    /// [its `enabled`](field@BoardDevice::enabled).
     ///
     /// # Errors
     /// [`LookupError::Ambiguous`] or [`LookupError::Unknown`] with candidates, or

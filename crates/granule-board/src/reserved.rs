@@ -74,7 +74,7 @@ impl Reserved {
                 let region = read_region(tree, buses, parent, id);
                 reserved.by_node.insert(id, reserved.list.len());
                 reserved.list.push(region);
-                reserved.read_iovas(tree, buses, id, warnings);
+                reserved.read_iovas(tree, id, warnings);
             }
         }
         for &(start, len) in &tree.reservations {
@@ -110,13 +110,7 @@ impl Reserved {
     }
 
     /// `iommu-addresses`: device, IOVA and size in the cells of the device's bus.
-    fn read_iovas(
-        &mut self,
-        tree: &Tree<'_>,
-        buses: &Buses<'_, '_>,
-        id: NodeId,
-        warnings: &mut Warnings,
-    ) {
+    fn read_iovas(&mut self, tree: &Tree<'_>, id: NodeId, warnings: &mut Warnings) {
         let Some(index) = self.by_node.get(&id).copied() else { return };
         let mut cells = Cells::new(tree.prop(id, "iommu-addresses").unwrap_or_default());
         while !cells.is_empty() {
@@ -128,7 +122,7 @@ impl Reserved {
                 let path = tree.path(id);
                 return warnings.push(Warning::NoSuchPhandle { path, property, phandle });
             };
-            let parent = buses.dma_parent(device).unwrap_or(0);
+            let parent = tree.dma_parent(device).unwrap_or(0);
             let counts = (bus::address_cells(tree, parent), bus::size_cells(tree, parent));
             let pair = match counts {
                 (Some(address), Some(size)) => cells.number(address).zip(cells.number(size)),

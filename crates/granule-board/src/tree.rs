@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 
 use dtb::{Error as DtbError, Reader, StructItem};
 
+use crate::cells::Cells;
 use crate::limits::{MAX_BLOB_BYTES, MAX_DEPTH, MAX_NODES, MAX_PATH_BYTES};
 use crate::{BoardError, Warning, Warnings};
 
@@ -26,7 +27,18 @@ pub(crate) struct Node<'a> {
     pub(crate) name: &'a str,
     pub(crate) parent: Option<NodeId>,
     path_len: usize,
+    /// By name, each name once.
     props: Vec<(&'a str, &'a [u8])>,
+    facts: Facts,
+}
+
+/// What children ask of the nodes above them; found once, since a property may be megabytes long.
+#[derive(Clone, Copy, Debug, Default)]
+struct Facts {
+    enabled: bool,
+    pci: bool,
+    simple_bus: bool,
+    dma_mem: Option<NodeId>,
 }
 
 /// A parsed blob. Node 0 is the root and always exists.
@@ -89,7 +101,17 @@ impl<'a> Tree<'a> {
         if tree.nodes.is_empty() {
             return Err(BoardError::Malformed { reason: "it has no root node".into() });
         }
+        for node in &mut tree.nodes {
+            node.props.sort_by_key(|(name, _)| *name);
+            node.props.dedup_by_key(|(name, _)| *name);
+        }
         tree.index_phandles(warnings);
+        for id in tree.ids() {
+            let facts = tree.find_facts(id);
+            if let Some(node) = tree.nodes.get_mut(id) {
+                node.facts = facts;
+            }
+        }
         Ok(tree)
     }
 
@@ -148,7 +170,8 @@ impl<'a> Tree<'a> {
             let limit = MAX_PATH_BYTES as u64;
             return Err(BoardError::TooLarge { what: "a path's length in bytes", limit });
         }
-        self.nodes.push(Node { name, parent, path_len, props: Vec::new() });
+        let facts = Facts::default();
+        self.nodes.push(Node { name, parent, path_len, props: Vec::new(), facts });
         Ok(self.nodes.len() - 1)
     }
 
@@ -210,10 +233,11 @@ impl<'a> Tree<'a> {
         path
     }
 
-    /// The value of the first property with this name.
+    /// The value of the property with this name (of the first one, where it stands there twice).
     pub(crate) fn prop(&self, id: NodeId, name: &str) -> Option<&'a [u8]> {
         let props = self.nodes.get(id).map(|node| node.props.as_slice()).unwrap_or_default();
-        props.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+        let at = props.binary_search_by_key(&name, |(key, _)| *key).ok()?;
+        props.get(at).map(|(_, value)| *value)
     }
 
     pub(crate) fn props(&self, id: NodeId) -> impl Iterator<Item = (&'a str, &'a [u8])> + '_ {
@@ -241,17 +265,57 @@ impl<'a> Tree<'a> {
         parts.filter_map(|part| core::str::from_utf8(part).ok())
     }
 
-    pub(crate) fn compatible_with(&self, id: NodeId, compatible: &str) -> bool {
-        self.strings(id, "compatible").any(|c| c == compatible)
+    /// Needs the facts of the parent, which stands before its children.
+    fn find_facts(&self, id: NodeId) -> Facts {
+        let above = self.parent(id).is_none_or(|parent| self.enabled(parent));
+        let own = match self.prop(id, "status") {
+            None => true,
+            Some(value) => matches!(value, b"okay\0" | b"ok\0"),
+        };
+        let buses = ["simple-bus", "simple-pm-bus", "simple-mfd"];
+        Facts {
+            enabled: above && own,
+            pci: matches!(self.strings(id, "device_type").next(), Some("pci" | "pciex")),
+            simple_bus: self.strings(id, "compatible").any(|c| buses.contains(&c)),
+            dma_mem: self.find_dma_mem(id),
+        }
+    }
+
+    /// The provider of the interconnect named `dma-mem`.
+    fn find_dma_mem(&self, id: NodeId) -> Option<NodeId> {
+        let index = self.strings(id, "interconnect-names").position(|name| name == "dma-mem")?;
+        let mut cells = Cells::new(self.prop(id, "interconnects")?);
+        for _ in 0..index {
+            let provider = self.by_phandle(cells.cell()?)?;
+            cells.skip(self.u32(provider, "#interconnect-cells")? as usize)?;
+        }
+        self.by_phandle(cells.cell()?)
+    }
+
+    fn facts(&self, id: NodeId) -> Facts {
+        self.nodes.get(id).map(|node| node.facts).unwrap_or_default()
     }
 
     /// Whether the node and everything above it is in use. Anything but "okay" (or no status) is
     /// not: Devicetree Specification 2.3.4.
     pub(crate) fn enabled(&self, id: NodeId) -> bool {
-        self.ancestors(id).all(|id| match self.prop(id, "status") {
-            None => true,
-            Some(_) => matches!(self.strings(id, "status").next(), Some("okay" | "ok")),
-        })
+        self.facts(id).enabled
+    }
+
+    /// Whether the node is a PCI host or bridge.
+    pub(crate) fn is_pci(&self, id: NodeId) -> bool {
+        self.facts(id).pci
+    }
+
+    /// Whether it is a bus without a driver of its own.
+    pub(crate) fn is_simple_bus(&self, id: NodeId) -> bool {
+        self.facts(id).simple_bus
+    }
+
+    /// The bus that carries the DMA of `id`: its parent, or what the interconnect named `dma-mem`
+    /// says.
+    pub(crate) fn dma_parent(&self, id: NodeId) -> Option<NodeId> {
+        self.facts(id).dma_mem.or_else(|| self.parent(id))
     }
 }
 
