@@ -1,6 +1,6 @@
 //! Names: aliases and labels of nodes, and finding a device or IOMMU by what a person calls it.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -21,13 +21,13 @@ impl NameIndex {
     pub(crate) fn collect(tree: &Tree<'_>) -> Self {
         let paths: BTreeMap<String, NodeId> = tree.ids().map(|id| (tree.path(id), id)).collect();
         let mut index = Self::default();
+        let mut seen: BTreeSet<(NodeId, &str)> = BTreeSet::new();
         for holder in ["aliases", "__symbols__"].iter().filter_map(|name| tree.child(0, name)) {
             for (name, _) in tree.props(holder) {
                 let target = tree.strings(holder, name).next().and_then(|path| paths.get(path));
                 let Some(&target) = target else { continue };
-                let names = index.0.entry(target).or_default();
-                if !names.iter().any(|known| known == name) {
-                    names.push(name.to_string());
+                if seen.insert((target, name)) {
+                    index.0.entry(target).or_default().push(name.to_string());
                 }
             }
         }
