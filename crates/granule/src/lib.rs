@@ -18,6 +18,8 @@ extern crate std;
 
 pub mod addr;
 pub mod bounce;
+pub mod dma;
+pub mod domain;
 pub mod iova;
 pub mod mem;
 pub mod table;

@@ -48,6 +48,18 @@ impl<P: Platform> IovaAllocator<P> {
         }
     }
 
+    /// The highest place that a request could be given now. Nothing is taken, so the answer may be
+    /// out of date when it arrives; for a search that compares several allocators.
+    ///
+    /// `None` if there is no such place.
+    pub fn highest_free(&self, request: &IovaRequest) -> Option<Iova> {
+        let len = self.granule.round_up(request.size)? >> self.granule.shift();
+        let goal = self.goal(len, request).ok()?;
+        self.flush_caches();
+        let start = self.space.lock().highest(len, goal.align, goal.span)?;
+        Some(self.iova(start))
+    }
+
     /// Fills this CPU's magazine with ranges that meet the goal, and takes one.
     fn alloc_refilling(&self, goal: &Goal) -> Option<u64> {
         let class = Class::of(goal.len)?;

@@ -145,6 +145,13 @@ impl Space {
         Ok(Some(self.base + start))
     }
 
+    /// The highest place for `len` granules within `span` at a multiple of 2^`align`.
+    pub(super) fn highest(&self, len: u64, align: u32, span: Span) -> Option<u64> {
+        let span = span.intersection(self.bounds)?;
+        let start = self.search_runs(len, align, span.low - self.base, span.high - self.base)?;
+        Some(self.base + start)
+    }
+
     /// Where `len` granules at a multiple of 2^`align` are free in `low..=high` of the tree.
     fn search(&self, len: u64, align: u32, low: u64, high: u64) -> Option<u64> {
         let order = order_of(len);

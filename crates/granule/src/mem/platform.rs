@@ -94,9 +94,15 @@ pub unsafe trait Platform: Clone + Send + Sync + 'static {
     ///
     /// # Safety
     /// `frames` are owned by the caller until [`unmap_cpu`](Self::unmap_cpu).
-    unsafe fn map_cpu(&self, frames: &[PhysRange], uncached: bool) -> Result<NonNull<u8>, FrameError> {
+    unsafe fn map_cpu(
+        &self,
+        frames: &[PhysRange],
+        uncached: bool,
+    ) -> Result<NonNull<u8>, FrameError> {
         match frames {
-            [one] if !uncached => NonNull::new(self.ptr(one.start())).ok_or(FrameError::Unsupported),
+            [one] if !uncached => {
+                NonNull::new(self.ptr(one.start())).ok_or(FrameError::Unsupported)
+            }
             _ => Err(FrameError::Unsupported),
         }
     }
@@ -112,6 +118,12 @@ pub unsafe trait Platform: Clone + Send + Sync + 'static {
     /// Orders all earlier stores before all later ones, as seen by devices and by table walkers.
     fn barrier(&self) {
         fence(Ordering::SeqCst);
+    }
+
+    /// Tells machines apart where a program holds several (a simulator): devices of one can share
+    /// memory with each other only. 0 on a machine that knows of no other.
+    fn machine(&self) -> usize {
+        0
     }
 
     /// A monotonic clock in nanoseconds, for time-outs and the age of a deferred flush. A machine

@@ -1,0 +1,383 @@
+//! The route of a device that no domain of ours confines: directly on the bus, let through by its
+//! IOMMU, or in an identity domain.
+//!
+//! Such a device reaches its whole window for ever; nothing here pretends otherwise.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::layout::{Joiner, crosses};
+use super::ops::{
+    BlockPlacement, Demands, EntryRun, FrameSource, LinkPlace, ListState, Live, Ops,
+    PlatformFrames, Side, SlotRelease,
+};
+use super::route::{RouteCore, SlotShape};
+use super::runs::whole;
+use super::{BounceReason, BusWindow, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
+use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
+use crate::bounce::RawBounceSlot;
+use crate::domain::{DomainStats, Footprint, Release, Stats, Ticket, UnitError, UnmapError};
+use crate::mem::Platform;
+
+/// Keeps whatever lets the device through, and ends it.
+pub(super) trait Passage: Send + Sync {
+    /// Blocks the device; whether that worked.
+    fn close(&self) -> bool;
+}
+
+/// A device directly on the bus.
+pub(super) struct Direct<P: Platform> {
+    pub core: RouteCore<P>,
+    /// Sorted by physical address.
+    pub windows: Vec<BusWindow>,
+    /// How it comes to be direct.
+    pub how: &'static str,
+    pub passage: Option<alloc::boxed::Box<dyn Passage>>,
+}
+
+impl<P: Platform> Direct<P> {
+    fn device(&self) -> alloc::string::String {
+        self.core.spec.name.clone()
+    }
+
+    /// The DMA address of physical memory, if the device can be given it.
+    ///
+    /// Address 0 is never handed out: memory there counts as out of reach.
+    #[inline]
+    fn bus(&self, phys: PhysRange, mask: u64) -> Option<DmaAddr> {
+        self.windows.iter().find_map(|window| window.translate(phys, mask))
+    }
+
+    /// Where a slot must lie: in the part of a window that the mask reaches.
+    fn shapes(&self, align: u64) -> impl Iterator<Item = SlotShape> + '_ {
+        let mask = self.core.spec.mask;
+        let reach = self.windows.iter().filter_map(move |window| window.below(mask));
+        reach.map(move |window| SlotShape { align, whole: false, window: Some(window) })
+    }
+
+    /// Copies the buffer to where the device reaches it.
+    #[cold]
+    fn bounce(
+        &self,
+        memory: Memory<'_>,
+        len: u64,
+        align: u64,
+        reason: BounceReason,
+        flags: MapFlags,
+    ) -> Result<(RawBounceSlot, DmaAddr), DmaError> {
+        let mut refused = DmaError::NoBounce { device: self.device(), reason };
+        let align = if self.core.spec.snoops {
+            align
+        } else {
+            align.max(self.core.platform.cache_line() as u64)
+        };
+        for shape in self.shapes(align) {
+            match self.core.bounce(memory, len, &shape, reason, flags) {
+                Ok(slot) => {
+                    let raw = slot.into_raw();
+                    match self.bus(raw.data(), self.core.spec.mask) {
+                        Some(dma) => return Ok((raw, dma)),
+                        // SAFETY: no device was told of the slot.
+                        None => unsafe { self.core.release(raw) },
+                    }
+                }
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn begin(&self, dma: DmaAddr, print: Footprint, slot: Option<RawBounceSlot>) -> Live {
+        self.core.counters.begin(&self.core.platform, &print);
+        Live { dma, len: print.bytes, mapped: None, slot, print }
+    }
+
+    /// One entry of a list: where the device sees it.
+    fn place_entry(
+        &self,
+        index: usize,
+        piece: &Piece,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<(EntryRun, DmaAddr), DmaError> {
+        let spec = &self.core.spec;
+        let len = piece.len();
+        if len > spec.max_segment {
+            return Err(DmaError::Segment {
+                device: self.device(),
+                index,
+                len,
+                max: spec.max_segment,
+            });
+        }
+        if spec.boundary != 0 && len > spec.boundary {
+            return Err(DmaError::Boundary {
+                device: self.device(),
+                index,
+                len,
+                boundary: spec.boundary,
+            });
+        }
+        let memory = Memory::One(*piece);
+        let reason = match self.usable(piece, direction) {
+            Ok((phys, dma)) if !crosses(dma.raw(), len, spec.boundary) => {
+                self.core.before_device(memory, len, direction, flags);
+                return Ok((EntryRun { phys, slot: None }, dma));
+            }
+            Ok(_) => BounceReason::Boundary,
+            Err(reason) => reason,
+        };
+        // Aligned to its own size a slot crosses no boundary that is at least as large, unless low
+        // address bits are kept.
+        let align =
+            if spec.boundary == 0 { 1 } else { len.checked_next_power_of_two().unwrap_or(1) };
+        let (slot, dma) = self.bounce(memory, len, align, reason, flags)?;
+        if crosses(dma.raw(), len, spec.boundary) {
+            // SAFETY: no device was told of the slot.
+            unsafe { self.core.release(slot) };
+            return Err(DmaError::Boundary {
+                device: self.device(),
+                index,
+                len,
+                boundary: spec.boundary,
+            });
+        }
+        Ok((EntryRun { phys: slot.data(), slot: Some(slot) }, dma))
+    }
+
+    /// The memory of a piece and its DMA address, or why the device cannot use it where it lies.
+    #[inline]
+    fn usable(
+        &self,
+        piece: &Piece,
+        direction: Direction,
+    ) -> Result<(PhysRange, DmaAddr), BounceReason> {
+        let phys = whole(&self.core.platform, piece).ok_or(BounceReason::NoPhysical)?;
+        if self.core.shares_line(phys, direction) {
+            return Err(BounceReason::CacheLine);
+        }
+        let dma = self.bus(phys, self.core.spec.mask).ok_or(BounceReason::OutOfReach)?;
+        Ok((phys, dma))
+    }
+}
+
+impl<P: Platform> Ops for Direct<P> {
+    fn spec(&self) -> &DeviceSpec {
+        &self.core.spec
+    }
+
+    fn demands(&self) -> Demands {
+        let mask = self.core.spec.coherent_mask;
+        let reach = |window: &BusWindow| Some((window.below(mask)?, window.bus));
+        let windows: Vec<(PhysRange, DmaAddr)> = self.windows.iter().filter_map(reach).collect();
+        let first = windows.iter().map(|(_, dma)| dma.raw()).min().unwrap_or(0);
+        let last =
+            windows.iter().map(|(range, dma)| dma.raw() + (range.len() - 1)).max().unwrap_or(0);
+        let addresses =
+            DmaRange::from_inclusive(DmaAddr::new(first.max(1)), DmaAddr::new(last.max(1)));
+        let one = || DmaRange::from_inclusive(DmaAddr::new(1), DmaAddr::new(u64::MAX));
+        let addresses = addresses.or_else(|_| one());
+        Demands {
+            translated: None,
+            windows,
+            // Both bounds are at least 1 and in order: a legal range.
+            addresses: match addresses {
+                Ok(addresses) => addresses,
+                Err(_) => unreachable!(),
+            },
+        }
+    }
+
+    fn frames(&self) -> Arc<dyn FrameSource> {
+        Arc::new(PlatformFrames(self.core.platform.clone()))
+    }
+
+    fn stats(&self) -> Stats {
+        self.core.counters.stats()
+    }
+
+    fn live(&self) -> u64 {
+        self.core.counters.live()
+    }
+
+    fn domain_stats(&self) -> Option<DomainStats> {
+        None
+    }
+
+    fn report(&self, _range: Option<DmaRange>) -> RouteReport {
+        RouteReport::Direct { how: self.how.into() }
+    }
+
+    unsafe fn map(
+        &self,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Live, DmaError> {
+        let len = memory.len().ok_or_else(|| DmaError::TooLong { device: self.device() })?;
+        if len == 0 {
+            return Err(DmaError::Empty { device: self.device() });
+        }
+        let phys = self.core.whole(memory);
+        let usable = match phys {
+            Some(phys) => self.usable(&Piece::Phys(phys), direction),
+            None if memory.pieces().len() == 1 => Err(BounceReason::NoPhysical),
+            None => Err(BounceReason::Scattered),
+        };
+        let print = Footprint { bytes: len, ..Footprint::default() };
+        match usable {
+            Ok((_, dma)) => {
+                self.core.before_device(memory, len, direction, flags);
+                Ok(self.begin(dma, print, None))
+            }
+            Err(reason) => {
+                let (slot, dma) = self.bounce(memory, len, 1, reason, flags)?;
+                Ok(self.begin(dma, Footprint { bounced: len, ..print }, Some(slot)))
+            }
+        }
+    }
+
+    unsafe fn map_list(
+        &self,
+        entries: &[Piece],
+        direction: Direction,
+        flags: MapFlags,
+        state: &mut ListState,
+    ) -> Result<Live, DmaError> {
+        if entries.is_empty() || entries.iter().any(Piece::is_empty) {
+            return Err(DmaError::Empty { device: self.device() });
+        }
+        let mut print = Footprint::default();
+        state.segments.clear();
+        for (index, piece) in entries.iter().enumerate() {
+            match self.place_entry(index, piece, direction, flags) {
+                Ok((run, dma)) => {
+                    print.bytes += piece.len();
+                    print.bounced += run.slot.map_or(0, |_| piece.len());
+                    state.runs.push(run);
+                    let spec = &self.core.spec;
+                    Joiner::extend(spec.boundary, spec.max_segment, &mut state.segments)
+                        .push(dma, piece.len());
+                }
+                Err(error) => {
+                    state.segments.clear();
+                    // SAFETY: no device was told of the slots.
+                    unsafe { self.core.release_all(&mut state.runs) };
+                    return Err(error);
+                }
+            }
+        }
+        let first = state.segments.first().map_or(DmaAddr::new(0), |segment| segment.address);
+        Ok(self.begin(first, print, None))
+    }
+
+    unsafe fn map_resource(&self, range: PhysRange, _access: Access) -> Result<Live, DmaError> {
+        let dma = self.bus(range, self.core.spec.mask);
+        let dma = dma.ok_or_else(|| DmaError::Unreachable { device: self.device(), range })?;
+        Ok(self.begin(dma, Footprint { bytes: range.len(), ..Footprint::default() }, None))
+    }
+
+    unsafe fn map_blocks(
+        &self,
+        blocks: &[PhysRange],
+        place: &BlockPlacement,
+    ) -> Result<Live, DmaError> {
+        let [block] = blocks else {
+            return Err(DmaError::NotContiguous { device: self.device(), blocks: blocks.len() });
+        };
+        let unreachable = || DmaError::Unreachable { device: self.device(), range: *block };
+        let dma = self.bus(*block, self.core.spec.coherent_mask).ok_or_else(unreachable)?;
+        if place.at.is_some_and(|at| at != dma) {
+            return Err(unreachable());
+        }
+        let print = Footprint {
+            bytes: place.len,
+            padding: block.len() - place.len,
+            ..Footprint::default()
+        };
+        Ok(self.begin(dma, print, None))
+    }
+
+    unsafe fn end(
+        &self,
+        live: &Live,
+        _now: bool,
+        release: Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        self.core.counters.end(&self.core.platform, &live.print);
+        if let Some(release) = release {
+            release.run();
+        }
+        Ok(None)
+    }
+
+    fn is_flushed(&self, _ticket: Ticket) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), UnitError> {
+        Ok(())
+    }
+
+    unsafe fn sync(
+        &self,
+        live: &Live,
+        memory: Memory<'_>,
+        part: (u64, u64),
+        direction: Direction,
+        side: Side,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.sync(live.slot, memory, part, direction, side) };
+    }
+
+    unsafe fn sync_list(
+        &self,
+        entries: &[Piece],
+        state: &ListState,
+        direction: Direction,
+        side: Side,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.sync_list(entries, state, direction, side) };
+    }
+
+    unsafe fn release_slot(&self, slot: RawBounceSlot) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.release(slot) };
+    }
+
+    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>> {
+        self.core.slot_releaser()
+    }
+
+    fn reserve(&self, _len: u64) -> Result<Live, DmaError> {
+        Err(DmaError::NotTranslated { device: self.device() })
+    }
+
+    unsafe fn link(&self, _: &Live, _: &LinkPlace, _: Access) -> Result<(), DmaError> {
+        Err(DmaError::NotTranslated { device: self.device() })
+    }
+
+    unsafe fn unlink(&self, _: &Live, _: &LinkPlace) -> Result<(), UnmapError> {
+        Ok(())
+    }
+
+    fn whole(&self, piece: &Piece) -> Option<PhysRange> {
+        whole(&self.core.platform, piece)
+    }
+
+    fn highest_free(&self, _: DmaAddr, _: u64, _: u64, _: bool) -> Option<DmaAddr> {
+        None
+    }
+
+    fn max_mapping_size(&self) -> u64 {
+        let mask = self.core.spec.mask;
+        let reach = self.windows.iter().filter_map(|window| window.below(mask));
+        reach.map(|range| range.len()).max().unwrap_or(0)
+    }
+
+    fn detach(&self) -> bool {
+        self.passage.as_ref().is_none_or(|passage| passage.close())
+    }
+}

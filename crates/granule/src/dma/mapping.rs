@@ -1,0 +1,332 @@
+//! Streaming mappings: the device has the buffer, then it comes back.
+
+use core::mem::ManuallyDrop;
+use core::ops::Range;
+
+use super::cpu::CpuAccess;
+use super::ops::{Live, Side, SlotRelease};
+use super::{Device, DeviceRef, DmaBuffer, DmaBufferMut, DmaError, MapFlags, Words};
+use crate::addr::{Direction, DmaAddr};
+use crate::domain::{Release, Ticket, UnmapError};
+
+/// A buffer that a device has.
+///
+/// It owns the buffer and gives it back by [`unmap`](Self::unmap). Dropping it takes the memory away
+/// from the device first and then drops the buffer (in deferred mode after the flush). Forgetting it
+/// leaks the buffer: the device may keep it, nobody else will ever use it.
+#[must_use = "a mapping that is dropped at once is unmapped at once"]
+pub struct Mapping<D: DeviceRef, B: DmaBuffer> {
+    device: ManuallyDrop<D>,
+    words: Words,
+    live: Live,
+    direction: Direction,
+    flags: MapFlags,
+    _buffer: core::marker::PhantomData<B>,
+}
+
+// SAFETY: the words stand for a buffer, which is `Send`; everything that is done through a shared
+// reference leaves the mapping as it is.
+unsafe impl<D: DeviceRef + Send, B: DmaBuffer> Send for Mapping<D, B> {}
+// SAFETY: a shared mapping only tells its address and length.
+unsafe impl<D: DeviceRef + Sync, B: DmaBuffer> Sync for Mapping<D, B> {}
+
+impl Device {
+    /// Gives a buffer to the device, which may write to it.
+    ///
+    /// # Errors
+    /// The buffer comes back with the [`DmaError`].
+    pub fn map<B: DmaBufferMut>(
+        &self,
+        buffer: B,
+        direction: Direction,
+    ) -> Result<Mapping<&Self, B>, Refused<B>> {
+        Mapping::new(self, buffer, direction, MapFlags::empty())
+    }
+
+    /// Gives a buffer to the device, which only reads it.
+    ///
+    /// # Errors
+    /// The buffer comes back with the [`DmaError`].
+    pub fn map_to_device<B: DmaBuffer>(&self, buffer: B) -> Result<Mapping<&Self, B>, Refused<B>> {
+        Mapping::to_device(self, buffer, MapFlags::empty())
+    }
+}
+
+/// A buffer that could not be mapped, and why.
+pub struct Refused<B> {
+    /// The buffer, unchanged. `None` if the device may have seen it and could not be made to forget
+    /// it ([`DmaError::is_stale`]): the buffer is then leaked.
+    pub buffer: Option<B>,
+    /// Why.
+    pub error: DmaError,
+}
+
+impl<B> core::fmt::Debug for Refused<B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Refused({:?})", self.error)
+    }
+}
+
+impl<B> core::fmt::Display for Refused<B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<B> core::error::Error for Refused<B> {}
+
+impl<B> From<Refused<B>> for DmaError {
+    fn from(refused: Refused<B>) -> Self {
+        refused.error
+    }
+}
+
+impl<D: DeviceRef, B: DmaBufferMut> Mapping<D, B> {
+    /// Gives a buffer to a device, with attributes.
+    ///
+    /// # Errors
+    /// The buffer comes back with the [`DmaError`].
+    #[inline]
+    pub fn new(
+        device: D,
+        buffer: B,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Self, Refused<B>> {
+        Self::make(device, buffer, direction, flags)
+    }
+}
+
+impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
+    /// Gives a buffer to a device that only reads it, with attributes.
+    ///
+    /// # Errors
+    /// The buffer comes back with the [`DmaError`].
+    #[inline]
+    pub fn to_device(device: D, buffer: B, flags: MapFlags) -> Result<Self, Refused<B>> {
+        Self::make(device, buffer, Direction::ToDevice, flags)
+    }
+
+    #[inline]
+    fn make(
+        device: D,
+        buffer: B,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Self, Refused<B>> {
+        let words = buffer.into_words();
+        // SAFETY: the words are of a `B` that was just given up; its memory is owned (and for a
+        // direction in which the device writes it is a `DmaBufferMut`'s) until the words are turned
+        // back, which happens after the mapping has ended or never.
+        let result = unsafe { device.device().ops().map(B::memory(&words), direction, flags) };
+        match result {
+            Ok(live) => Ok(Self {
+                device: ManuallyDrop::new(device),
+                words,
+                live,
+                direction,
+                flags,
+                _buffer: core::marker::PhantomData,
+            }),
+            Err(error) if error.is_stale() => Err(Refused { buffer: None, error }),
+            Err(error) => {
+                // SAFETY: the words are turned back once; the device has not got the memory.
+                let buffer = unsafe { B::from_words(words) };
+                Err(Refused { buffer: Some(buffer), error })
+            }
+        }
+    }
+
+    /// The address that the device is programmed with.
+    #[inline]
+    pub fn address(&self) -> DmaAddr {
+        self.live.dma
+    }
+
+    /// The length in bytes.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)] // A mapping is never empty.
+    pub fn len(&self) -> u64 {
+        self.live.len
+    }
+
+    /// Which way data goes.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Whether the data goes through a bounce buffer.
+    pub fn is_bounced(&self) -> bool {
+        self.live.slot.is_some()
+    }
+
+    /// The device that has the buffer.
+    pub fn device(&self) -> &Device {
+        self.device.device()
+    }
+
+    /// Lets the CPU at a part of the buffer, in bytes, until the result is dropped
+    /// (`dma_sync_single_for_cpu` and back). The device still has the memory: what is read may change
+    /// at any moment if it misbehaves, so there are copies and no slices.
+    ///
+    /// # Errors
+    /// [`DmaError::OutOfBounds`] if the part is not inside.
+    pub fn sync_for_cpu(&mut self, part: Range<u64>) -> Result<CpuAccess<'_>, DmaError> {
+        CpuAccess::check(self.device.device(), &part, self.live.len)?;
+        // SAFETY: the words are of a `B` and are only turned back when the mapping ends.
+        let memory = unsafe { B::memory(&self.words) };
+        // SAFETY: the mapping is live, and the part was checked.
+        Ok(unsafe {
+            CpuAccess::begin(self.device.device(), &self.live, memory, part, self.direction)
+        })
+    }
+
+    /// Takes the buffer back. In deferred mode this flushes; [`unmap_later`](Self::unmap_later) does
+    /// not.
+    ///
+    /// # Errors
+    /// [`UnmapError`] if the hardware did not confirm that the device lost the memory: the buffer
+    /// is leaked.
+    pub fn unmap(self) -> Result<B, UnmapError> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used as a mapping again, so its parts end once, here.
+        unsafe {
+            let device = ManuallyDrop::take(&mut this.device);
+            device.device().ops().end(&this.live, true, None)?;
+            Ok(this.settle(device.device()))
+        }
+    }
+
+    /// Takes the buffer away from the device at the next flush: the result yields it then. In strict
+    /// mode that is at once.
+    ///
+    /// # Errors
+    /// [`UnmapError`] if the hardware did not confirm that the device lost the memory: the buffer
+    /// is leaked.
+    pub fn unmap_later(self) -> Result<Pending<D, B>, UnmapError> {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: the mapping ends once; its other parts move into the `Pending`.
+        unsafe {
+            let ticket = this.device.device().ops().end(&this.live, false, None)?;
+            Ok(Pending { mapping: ManuallyDrop::new(core::ptr::read(&*this)), ticket })
+        }
+    }
+
+    /// Brings the CPU's view up to date and turns the words back into the buffer.
+    ///
+    /// # Safety
+    /// The device has lost the memory; called once, and the mapping is not used again.
+    unsafe fn settle(&self, device: &Device) -> B {
+        let ops = device.ops();
+        if !self.flags.contains(MapFlags::SKIP_CPU_SYNC) {
+            // SAFETY: the mapping's words, slot and length; not settled before.
+            unsafe {
+                let memory = B::memory(&self.words);
+                ops.sync(&self.live, memory, (0, self.live.len), self.direction, Side::Cpu);
+            }
+        }
+        if let Some(slot) = self.live.slot {
+            // SAFETY: no device reaches the slot any more, and it is released once.
+            unsafe { ops.release_slot(slot) };
+        }
+        // SAFETY: the words are turned back once.
+        unsafe { B::from_words(self.words) }
+    }
+}
+
+impl<D: DeviceRef, B: DmaBuffer> Drop for Mapping<D, B> {
+    fn drop(&mut self) {
+        let ops = self.device.device().ops();
+        let release = deferred_drop::<B>(self.words, self.live.slot, ops.slot_releaser());
+        // SAFETY: the mapping ends once. If the invalidation fails the buffer is leaked, which is
+        // all that can be done.
+        let _ = unsafe { ops.end(&self.live, false, Some(release)) };
+        // SAFETY: not used again.
+        unsafe { ManuallyDrop::drop(&mut self.device) };
+    }
+}
+
+/// What is left to do once no device reaches a dropped mapping's memory.
+fn deferred_drop<B: DmaBuffer>(
+    words: Words,
+    slot: Option<crate::bounce::RawBounceSlot>,
+    pool: Option<alloc::sync::Arc<dyn SlotRelease>>,
+) -> Release {
+    match (slot, pool) {
+        (Some(slot), Some(pool)) => Release::new(move || {
+            // SAFETY: this runs once, when no device reaches the slot and the buffer any more.
+            unsafe {
+                pool.release_slot(slot);
+                drop(B::from_words(words));
+            }
+        }),
+        // SAFETY: as above.
+        _ => Release::new(move || unsafe { drop(B::from_words(words)) }),
+    }
+}
+
+/// A buffer on its way back: the device may reach it until the next flush.
+#[must_use = "the buffer comes back through `finish` or `try_finish`"]
+pub struct Pending<D: DeviceRef, B: DmaBuffer> {
+    /// Ended already: only its words, slot and device are left.
+    mapping: ManuallyDrop<Mapping<D, B>>,
+    ticket: Option<Ticket>,
+}
+
+impl<D: DeviceRef, B: DmaBuffer> Pending<D, B> {
+    /// Whether the flush has happened.
+    pub fn is_ready(&self) -> bool {
+        self.ticket.is_none_or(|ticket| self.mapping.device().ops().is_flushed(ticket))
+    }
+
+    /// The buffer, if the flush has happened.
+    ///
+    /// # Errors
+    /// The handle comes back if it has not.
+    pub fn try_finish(self) -> Result<B, Self> {
+        if !self.is_ready() {
+            return Err(self);
+        }
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: the flush has happened, so the device has lost the memory; `this` is not used
+        // again, so its parts end once, here.
+        unsafe {
+            let device = ManuallyDrop::take(&mut this.mapping.device);
+            Ok(this.mapping.settle(device.device()))
+        }
+    }
+
+    /// The buffer, after a flush if there was none yet.
+    ///
+    /// # Errors
+    /// The handle comes back with the error if the hardware did not answer.
+    pub fn finish(self) -> Result<B, (Self, crate::domain::UnitError)> {
+        if !self.is_ready() {
+            if let Err(error) = self.mapping.device().ops().flush() {
+                return Err((self, error));
+            }
+        }
+        match self.try_finish() {
+            Ok(buffer) => Ok(buffer),
+            Err(this) => {
+                // A successful flush covers every ticket that was given before it.
+                let unit = this.mapping.device().name().into();
+                Err((this, crate::domain::UnitError::Timeout { unit }))
+            }
+        }
+    }
+}
+
+impl<D: DeviceRef, B: DmaBuffer> Drop for Pending<D, B> {
+    fn drop(&mut self) {
+        if !self.is_ready() && self.mapping.device().ops().flush().is_err() {
+            // The device may still reach the buffer: it is leaked, with the handle of the device.
+            return;
+        }
+        // SAFETY: the device has lost the memory; the parts end once, here.
+        unsafe {
+            let device = ManuallyDrop::take(&mut self.mapping.device);
+            drop(self.mapping.settle(device.device()));
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! What a device's route must be able to do: the one dynamic call of each DMA operation.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+use super::{DeviceSpec, DmaError, MapFlags, Memory, RouteReport};
+use crate::addr::{
+    Access, Direction, DmaAddr, DmaRange, DmaSegment, Granule, PageSizes, PhysAddr, PhysRange,
+};
+use crate::bounce::RawBounceSlot;
+use crate::domain::{
+    DomainStats, Footprint, Mapped, Release, Stats, Ticket, UnitError, UnmapError,
+};
+use crate::mem::{FrameError, FrameRequest};
+
+/// A live mapping, as the guard that owns it keeps it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Live {
+    /// The address of the first byte.
+    pub dma: DmaAddr,
+    /// The length in bytes.
+    pub len: u64,
+    /// What the domain mapped, if one translates.
+    pub mapped: Option<Mapped>,
+    /// The bounce slot, if the data went there.
+    pub slot: Option<RawBounceSlot>,
+    /// What it adds to the counters.
+    pub print: Footprint,
+}
+
+/// A piece of a reservation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinkPlace {
+    /// Bytes from the start of the reservation, whole granules.
+    pub offset: u64,
+    /// Whole granules of memory.
+    pub outer: PhysRange,
+    /// How many bytes of them are the buffer's.
+    pub len: u64,
+}
+
+impl LinkPlace {
+    pub(crate) fn print(&self) -> Footprint {
+        Footprint { bytes: self.len, exposed: self.outer.len() - self.len, ..Footprint::default() }
+    }
+}
+
+/// Whose view is brought up to date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Cpu,
+    Device,
+}
+
+/// How memory blocks shall be placed in a device's address space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockPlacement {
+    pub access: Access,
+    pub guard: bool,
+    /// Exactly at this address.
+    pub at: Option<DmaAddr>,
+    /// How many bytes of the blocks are the caller's; the rest is padding.
+    pub len: u64,
+}
+
+/// What a device's route demands of memory that it is to see as one range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Demands {
+    /// `None` if no IOMMU translates.
+    pub translated: Option<TranslatedDemands>,
+    /// Where memory may lie, sorted. For a direct device each with the DMA address of its start.
+    pub windows: Vec<(PhysRange, DmaAddr)>,
+    /// The addresses that the device can be given.
+    pub addresses: DmaRange,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TranslatedDemands {
+    pub granule: Granule,
+    pub page_sizes: PageSizes,
+    /// Tells domains apart.
+    pub domain: usize,
+}
+
+/// One device's way to memory.
+///
+/// `unmap`-like calls are unsafe because a [`Live`] is a plain record: it must be of this route and
+/// be ended once.
+pub(crate) trait Ops: Send + Sync {
+    fn spec(&self) -> &DeviceSpec;
+    fn demands(&self) -> Demands;
+    fn frames(&self) -> Arc<dyn FrameSource>;
+    fn stats(&self) -> Stats;
+    fn live(&self) -> u64;
+    fn domain_stats(&self) -> Option<DomainStats>;
+    fn report(&self, range: Option<DmaRange>) -> RouteReport;
+
+    /// # Safety
+    /// The memory is valid for reads, and for writes if the device writes, until the mapping has
+    /// ended.
+    unsafe fn map(
+        &self,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Live, DmaError>;
+
+    /// # Safety
+    /// As [`map`](Self::map), for every entry.
+    unsafe fn map_list(
+        &self,
+        entries: &[super::Piece],
+        direction: Direction,
+        flags: MapFlags,
+        state: &mut ListState,
+    ) -> Result<Live, DmaError>;
+
+    /// # Safety
+    /// `range` is another device's registers.
+    unsafe fn map_resource(&self, range: PhysRange, access: Access) -> Result<Live, DmaError>;
+
+    /// # Safety
+    /// The blocks are owned by the caller, and stay allocated until the mapping has ended.
+    unsafe fn map_blocks(
+        &self,
+        blocks: &[PhysRange],
+        place: &BlockPlacement,
+    ) -> Result<Live, DmaError>;
+
+    /// Takes the memory away from the device: at once if `now`, else with the next flush. `release`
+    /// runs when the memory may be reused; without one the caller asks
+    /// [`is_flushed`](Self::is_flushed).
+    ///
+    /// # Safety
+    /// `live` is of this route and is ended once.
+    unsafe fn end(
+        &self,
+        live: &Live,
+        now: bool,
+        release: Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError>;
+
+    fn is_flushed(&self, ticket: Ticket) -> bool;
+    fn flush(&self) -> Result<(), UnitError>;
+
+    /// Brings one side's view of a part of a mapping up to date.
+    ///
+    /// # Safety
+    /// `live` maps `memory` and has not been settled; the part lies inside.
+    unsafe fn sync(
+        &self,
+        live: &Live,
+        memory: Memory<'_>,
+        part: (u64, u64),
+        direction: Direction,
+        side: Side,
+    );
+
+    /// The same for a whole list.
+    ///
+    /// # Safety
+    /// As [`sync`](Self::sync).
+    unsafe fn sync_list(
+        &self,
+        entries: &[super::Piece],
+        state: &ListState,
+        direction: Direction,
+        side: Side,
+    );
+
+    /// Gives a bounce slot back, once no device reaches it.
+    ///
+    /// # Safety
+    /// The mapping has ended and its invalidation has completed; called once.
+    unsafe fn release_slot(&self, slot: RawBounceSlot);
+
+    /// A function that gives slots back, for a deferred destructor.
+    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>>;
+
+    /// Takes IOVA space for pieces that are linked one by one.
+    fn reserve(&self, len: u64) -> Result<Live, DmaError>;
+
+    /// # Safety
+    /// As [`map_blocks`](Self::map_blocks) for the granules of `link`, where nothing is linked.
+    unsafe fn link(&self, live: &Live, link: &LinkPlace, access: Access) -> Result<(), DmaError>;
+
+    /// # Safety
+    /// The same was linked and is unlinked once.
+    unsafe fn unlink(&self, live: &Live, link: &LinkPlace) -> Result<(), UnmapError>;
+
+    /// The memory of a piece, if it is one physical run.
+    fn whole(&self, piece: &super::Piece) -> Option<PhysRange>;
+
+    /// The highest address, not above `most`, where `len` bytes aligned to `align` are free (with
+    /// a granule before and behind if `guard`). `None` for a direct device: its address is where the
+    /// memory is.
+    fn highest_free(&self, most: DmaAddr, len: u64, align: u64, guard: bool) -> Option<DmaAddr>;
+
+    /// The largest length that a single mapping can have.
+    fn max_mapping_size(&self) -> u64;
+
+    /// Takes the device off its IOMMUs; whether all streams were blocked.
+    fn detach(&self) -> bool;
+}
+
+/// Gives a bounce slot back from a deferred destructor.
+pub(crate) trait SlotRelease: Send + Sync {
+    /// # Safety
+    /// As [`Ops::release_slot`].
+    unsafe fn release_slot(&self, slot: RawBounceSlot);
+}
+
+/// The platform's frames, without its type.
+pub(crate) trait FrameSource: Send + Sync {
+    fn machine(&self) -> usize;
+    fn cpu_page(&self) -> Granule;
+    fn alloc(&self, request: &FrameRequest) -> Result<PhysRange, FrameError>;
+    /// # Safety
+    /// As [`Platform::free_frames`](crate::mem::Platform::free_frames).
+    unsafe fn free(&self, frames: PhysRange);
+    fn ptr(&self, phys: PhysAddr) -> *mut u8;
+    /// # Safety
+    /// As [`Platform::map_cpu`](crate::mem::Platform::map_cpu).
+    unsafe fn map_cpu(
+        &self,
+        frames: &[PhysRange],
+        uncached: bool,
+    ) -> Result<NonNull<u8>, FrameError>;
+    /// # Safety
+    /// As [`Platform::unmap_cpu`](crate::mem::Platform::unmap_cpu).
+    unsafe fn unmap_cpu(&self, ptr: NonNull<u8>, len: usize);
+    fn sync(&self, range: PhysRange, direction: Direction, side: Side);
+}
+
+/// A platform as a [`FrameSource`].
+pub(crate) struct PlatformFrames<P>(pub P);
+
+impl<P: crate::mem::Platform> FrameSource for PlatformFrames<P> {
+    fn machine(&self) -> usize {
+        self.0.machine()
+    }
+
+    fn cpu_page(&self) -> Granule {
+        self.0.cpu_page()
+    }
+
+    fn alloc(&self, request: &FrameRequest) -> Result<PhysRange, FrameError> {
+        self.0.alloc_frames(request)
+    }
+
+    unsafe fn free(&self, frames: PhysRange) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.free_frames(frames) }
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.0.ptr(phys)
+    }
+
+    unsafe fn map_cpu(
+        &self,
+        frames: &[PhysRange],
+        uncached: bool,
+    ) -> Result<NonNull<u8>, FrameError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.map_cpu(frames, uncached) }
+    }
+
+    unsafe fn unmap_cpu(&self, ptr: NonNull<u8>, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.unmap_cpu(ptr, len) }
+    }
+
+    fn sync(&self, range: PhysRange, direction: Direction, side: Side) {
+        match side {
+            Side::Cpu => self.0.sync_for_cpu(range, direction),
+            Side::Device => self.0.sync_for_device(range, direction),
+        }
+    }
+}
+
+/// What one scatter list needs while it is mapped; kept with the list, so that mapping it again
+/// allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct ListState {
+    pub runs: Vec<EntryRun>,
+    pub segments: Vec<DmaSegment>,
+}
+
+/// Where one entry lies as the device sees it: itself, or its bounce slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EntryRun {
+    pub phys: PhysRange,
+    pub slot: Option<RawBounceSlot>,
+}

@@ -1,0 +1,95 @@
+//! Attaching the streams of a device to a domain: all of them, or none.
+
+use super::{Domain, Stream, Translation, TranslationError};
+use crate::addr::IovaRange;
+use crate::mem::Platform;
+
+/// Why streams could not be attached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The translation or its hardware refused.
+    #[error(transparent)]
+    Translation(#[from] TranslationError),
+    /// Firmware's entries in a locked root reach memory that an untrusted device was not given.
+    #[error(
+        "firmware left {range} mapped in a locked root: an untrusted device cannot be kept from it. \
+         Trust the device, or keep it blocked"
+    )]
+    FirmwareMapping {
+        /// What firmware mapped.
+        range: IovaRange,
+    },
+    /// The domain exposes bytes to its devices already.
+    #[error(
+        "{exposed} bytes are exposed to the devices of this domain now: \
+         unmap them before an untrusted device joins"
+    )]
+    Exposing {
+        /// How many bytes.
+        exposed: u64,
+    },
+    /// Live mappings lie where firmware's entries are.
+    #[error(
+        "firmware's entries in the locked root occupy {range}, which this domain has in use: attach before mapping"
+    )]
+    Occupied {
+        /// The range.
+        range: IovaRange,
+    },
+}
+
+impl<P: Platform, T: Translation> Domain<P, T> {
+    /// Attaches all streams of a device. The least trusted device sets the domain's trust.
+    ///
+    /// # Errors
+    /// [`StreamError`]; no stream is then attached that was not before.
+    pub fn attach_streams(&self, streams: &[Stream], trusted: bool) -> Result<(), StreamError> {
+        if !trusted {
+            self.distrust().map_err(|exposed| StreamError::Exposing { exposed })?;
+            // What exposed something and was unmapped may still be cached.
+            self.flush().map_err(TranslationError::from)?;
+        }
+        for (index, stream) in streams.iter().enumerate() {
+            if let Err(error) = self.attach_one(*stream, trusted) {
+                self.detach_streams(&streams[..index]);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_one(&self, stream: Stream, trusted: bool) -> Result<(), StreamError> {
+        // SAFETY: the translation is part of this domain, whose drop waits for its devices; its own
+        // drop detaches what is left before it frees a table.
+        let attached = unsafe { self.translation().attach(stream) }?;
+        for range in &attached.firmware {
+            if let Err(error) = self.admit_firmware(*range, trusted) {
+                let _ = self.translation().detach(stream);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the allocator away from firmware's entries.
+    fn admit_firmware(&self, range: IovaRange, trusted: bool) -> Result<(), StreamError> {
+        if !trusted {
+            return Err(StreamError::FirmwareMapping { range });
+        }
+        match range.intersection(&self.aperture()) {
+            Some(inside) => self
+                .allocator()
+                .reserve(inside)
+                .map_err(|_| StreamError::Occupied { range: inside }),
+            None => Ok(()),
+        }
+    }
+
+    /// Blocks streams. One that cannot be blocked keeps the domain's tables alive for ever; the
+    /// answer is whether all were blocked.
+    pub fn detach_streams(&self, streams: &[Stream]) -> bool {
+        // All are tried, even behind one that hangs.
+        streams.iter().fold(true, |all, stream| self.translation().detach(*stream).is_ok() && all)
+    }
+}

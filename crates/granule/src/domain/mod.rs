@@ -1,0 +1,39 @@
+//! Domains: IOVA space, translation and the rule for when memory may be reused.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | [`Unit`] | what a driver of one IOMMU implements |
+//! | [`Iommu`] | a unit and who is attached to it: groups stay together |
+//! | [`Translation`] | what a domain needs: map, unmap, invalidate |
+//! | [`Paged`] | a translation of our own page table and units |
+//! | [`Mirror`] | several translations kept in step |
+//! | [`Domain`] | an IOVA space whose addresses granule hands out |
+//! | [`Unmanaged`] | an IOVA space whose owner places everything |
+
+mod attach;
+mod config;
+mod counters;
+mod error;
+mod iommu;
+mod mirror;
+mod paged;
+mod quarantine;
+mod space;
+mod translation;
+mod unit;
+mod unmanaged;
+
+pub use attach::StreamError;
+pub use config::{DomainConfig, InvalidationPolicy, Reserved, ReservedUse};
+pub use counters::{Footprint, Stats};
+pub use error::{DomainError, TranslationError};
+pub use iommu::Iommu;
+pub use mirror::Mirror;
+pub use paged::Paged;
+pub use space::{Domain, DomainStats, Mapped, Placement, UnmapError};
+pub use translation::{Attached, Geometry, Stream, Translation, UnitReport};
+pub use unit::{Invalidation, StreamId, Unit, UnitError, UnitInfo};
+pub use unmanaged::{Unmanaged, UnmanagedConfig};
+
+pub(crate) use counters::Counters;
+pub(crate) use quarantine::{Release, Ticket};
