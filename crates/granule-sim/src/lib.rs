@@ -1,0 +1,3 @@
+//! A machine in memory.
+pub mod walk;
+pub mod ram;
