@@ -1,3 +1,7 @@
 //! A machine in memory.
 pub mod walk;
 pub mod ram;
+pub mod cache;
+pub mod clock;
+pub mod faults;
+pub mod memory;
