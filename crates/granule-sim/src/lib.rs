@@ -5,3 +5,5 @@ pub mod cache;
 pub mod clock;
 pub mod faults;
 pub mod memory;
+pub mod frames;
+pub mod platform;
