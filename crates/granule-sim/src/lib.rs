@@ -7,3 +7,4 @@ pub mod faults;
 pub mod memory;
 pub mod frames;
 pub mod platform;
+pub mod iommu;
