@@ -18,6 +18,8 @@
 //! line dirty. One cache is shared by all CPUs. Memory that was never allocated (firmware's) is
 //! always coherent. A master that snoops sees the CPU's view, and its writes reach both.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 
 use granule::addr::{Direction, PhysAddr, PhysRange};
@@ -25,9 +27,10 @@ use parking_lot::Mutex;
 
 use crate::ram::Ram;
 
-/// What memory behind the cache holds in frames that nobody has cleaned: valid bits set in every
-/// format, so that a walker which does not snoop trips over a table that was linked too early.
-pub const STALE: u8 = 0xef;
+/// What memory behind the cache holds in frames that nobody has cleaned: taken for page-table entries
+/// it is valid in the DART, LPAE and VT-d formats, so that a walker which does not snoop trips over a
+/// table that was linked too early.
+pub const STALE: u8 = 0x4f;
 
 const PAGE: u64 = 4096;
 

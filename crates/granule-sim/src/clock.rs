@@ -1,5 +1,7 @@
 //! The machine's clock: set by hand, so that timing decides no test, or the host's.
 
+#![forbid(unsafe_code)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

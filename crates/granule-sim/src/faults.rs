@@ -21,6 +21,8 @@
 //! assert_eq!(places, 3);
 //! ```
 
+#![forbid(unsafe_code)]
+
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 

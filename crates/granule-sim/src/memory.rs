@@ -1,5 +1,7 @@
 //! Memory as each master sees it: through the CPU's cache, or behind it.
 
+#![forbid(unsafe_code)]
+
 use std::sync::Arc;
 
 use granule::addr::PhysAddr;

@@ -113,8 +113,7 @@ unsafe impl Platform for SimPlatform {
 
     unsafe fn free_frames(&self, frames: PhysRange) {
         // While the allocator still holds the block: its next owner must find it untracked.
-        if let (Some(cache), true) =
-            (self.inner.memory.cache(), self.inner.frames.is_live(&frames))
+        if let (Some(cache), true) = (self.inner.memory.cache(), self.inner.frames.is_live(&frames))
         {
             cache.untrack(frames);
         }

@@ -38,12 +38,7 @@ impl FreeList {
     }
 
     /// Takes a block, breaking up more memory as long as none fits.
-    pub(super) fn take(
-        &mut self,
-        size: u64,
-        align: u64,
-        window: Option<PhysRange>,
-    ) -> Option<u64> {
+    pub(super) fn take(&mut self, size: u64, align: u64, window: Option<PhysRange>) -> Option<u64> {
         loop {
             if let Some((block, len, start)) = self.find(size, align, window) {
                 self.free.remove(&block);

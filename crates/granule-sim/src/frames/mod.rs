@@ -5,6 +5,8 @@
 //! frames are filled with [`POISON`], so that a device or a walker which still reaches them is seen
 //! to; blocks above [`POISON_LIMIT`] go back to the host instead and read as zero, which is cheaper.
 
+#![forbid(unsafe_code)]
+
 mod free;
 
 use std::collections::BTreeMap;
@@ -19,8 +21,9 @@ use crate::faults::FaultPlan;
 use crate::ram::Ram;
 use free::FreeList;
 
-/// What freed frames hold: a byte with the valid bits of every page-table format set.
-pub const POISON: u8 = 0xdb;
+/// What freed frames hold: a byte that, taken for page-table entries, maps absurd addresses with
+/// some right in the DART, LPAE and VT-d formats, so that a walker in freed tables is seen.
+pub const POISON: u8 = 0x47;
 /// Freed blocks above this size are given back to the host instead of being filled.
 pub const POISON_LIMIT: u64 = 4 << 20;
 
@@ -116,10 +119,8 @@ impl Frames {
             return Err(FrameError::OutOfMemory);
         }
         let mut state = self.state.lock();
-        let start = state
-            .free
-            .take(request.size, align, request.window)
-            .ok_or(FrameError::OutOfMemory)?;
+        let start =
+            state.free.take(request.size, align, request.window).ok_or(FrameError::OutOfMemory)?;
         state.live.insert(start, request.size);
         state.allocated += 1;
         PhysRange::new(PhysAddr::new(start), request.size).map_err(|_| FrameError::Unsupported)

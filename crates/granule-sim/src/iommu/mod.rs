@@ -7,11 +7,13 @@
 //!
 //! The walk of one access is atomic with regard to commands of the same IOMMU.
 
+#![forbid(unsafe_code)]
+
 mod config;
 mod reach;
-mod tlb;
 #[cfg(test)]
 mod tests;
+mod tlb;
 
 use granule::addr::{Access, DmaAddr, Iova, IovaRange, PhysAddr};
 use parking_lot::Mutex;
@@ -237,8 +239,8 @@ impl SimIommu {
             }
         };
         let iova = self.index_of(address);
-        let geometry = Geometry::new(self.config.format, input_bits, roots.len())
-            .map_err(WalkFault::Shape)?;
+        let geometry =
+            Geometry::new(self.config.format, input_bits, roots.len()).map_err(WalkFault::Shape)?;
         let found = match state.tlb.leaf(context, iova) {
             Some((translation, conflict)) => {
                 state.counters.hits += 1;
@@ -275,9 +277,10 @@ impl SimIommu {
         state.counters.walk_cache_hits += u64::from(cached.is_some());
         let memory = self.memory.master(self.config.coherent_walk);
         let tlb = &mut state.tlb;
-        let walked = walk::walk_from(&memory, geometry, iova, cached.unwrap_or(root), &mut |table| {
-            tlb.add_pointer(geometry, context, iova, table);
-        });
+        let walked =
+            walk::walk_from(&memory, geometry, iova, cached.unwrap_or(root), &mut |table| {
+                tlb.add_pointer(geometry, context, iova, table);
+            });
         match walked {
             Ok(translation) => {
                 state.tlb.add_leaf(context, translation);

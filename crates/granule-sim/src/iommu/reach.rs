@@ -2,8 +2,9 @@
 
 use granule::addr::{Access, Iova, PhysAddr, PhysRange};
 
+use super::tlb::Pointer;
 use super::{SimIommu, SimIommuError, StreamState};
-use crate::walk::{self, Geometry, Mapping, Translation, WalkLimit};
+use crate::walk::{self, Geometry, Mapping, PhysRead, Translation, WalkLimit};
 
 /// By which way a range is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +93,9 @@ impl SimIommu {
             let listing = walk::mappings(&memory, format, roots, input_bits)?;
             found.listing(&listing, Via::Tables);
             for pointer in &pointers {
+                if is_current(&memory, &geometry, roots, pointer) {
+                    continue; // The listing above has what lies below it.
+                }
                 let base = pointer.first & ((1 << input_bits) - 1);
                 let below = walk::collect_below(&memory, &geometry, pointer.start, base);
                 found.listing(&below, Via::WalkCache);
@@ -99,6 +103,23 @@ impl SimIommu {
         }
         Ok(())
     }
+}
+
+/// Whether the tables themselves lead to the table that the pointer names, with the same rights.
+fn is_current<M: PhysRead>(
+    memory: &M,
+    geometry: &Geometry,
+    roots: &[PhysAddr],
+    pointer: &Pointer,
+) -> bool {
+    let iova = Iova::new(pointer.first);
+    let Ok(root) = walk::start_at_root(geometry, roots, iova) else { return false };
+    let mut current = false;
+    // Where the walk ends does not matter, only whether it passes the pointer.
+    let _ = walk::walk_from(memory, geometry, iova, root, &mut |start| {
+        current |= start == pointer.start;
+    });
+    current
 }
 
 #[derive(Default)]

@@ -130,12 +130,8 @@ fn a_failed_invalidation_leaves_everything() {
 
 #[test]
 fn locked_streams_keep_their_root() {
-    let lock = LockedStream {
-        stream: 1,
-        context: 3,
-        roots: vec![PhysAddr::new(ROOT)],
-        input_bits: 32,
-    };
+    let lock =
+        LockedStream { stream: 1, context: 3, roots: vec![PhysAddr::new(ROOT)], input_bits: 32 };
     let iommu = dart(|config| config.locked = vec![lock], memory(true), &FaultPlan::new());
     map(&iommu, 0, DATA);
     assert_eq!(go(&iommu, 0), Ok(DATA));
@@ -162,11 +158,8 @@ fn impossible_commands_are_refused() {
         Err(SimIommuError::NoBypass { .. })
     ));
     assert!(matches!(iommu.set_stream(16, translate(0)), Err(SimIommuError::NoSuchStream { .. })));
-    let wide = StreamState::Translate {
-        context: 0,
-        roots: vec![PhysAddr::new(ROOT)],
-        input_bits: 36,
-    };
+    let wide =
+        StreamState::Translate { context: 0, roots: vec![PhysAddr::new(ROOT)], input_bits: 36 };
     assert!(matches!(iommu.set_stream(1, wide), Err(SimIommuError::InputBits { .. })));
     assert_eq!(go(&iommu, 0), Err(FaultReason::Blocked));
 }

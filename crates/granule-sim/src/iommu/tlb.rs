@@ -94,8 +94,8 @@ impl Tlb {
         self.pointers.insert((context, start.height, first), (span, start));
     }
 
-    /// Drops what speaks for any address of `range` (all of the context without one); pointers only
-    /// unless `leaf_only`.
+    /// Drops what speaks for any address of `range` (all of the context without one): leaves and
+    /// negative entries, and pointers too unless `leaf_only`.
     pub(super) fn invalidate(&mut self, context: u32, range: Option<IovaRange>, leaf_only: bool) {
         let covered = |first: u64, span: u64| match range {
             Some(range) => {

@@ -1,5 +1,7 @@
 //! RAM as a sparse raw file, written and read: the form of QEMU's `pmemsave`.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -147,7 +149,8 @@ impl Image {
     /// [`ImageError::Io`] if the bytes are not all in the image, or the host fails.
     pub fn read(&self, addr: PhysAddr, out: &mut [u8]) -> Result<(), ImageError> {
         let wrap = |error| ImageError::Io { path: self.path.clone(), error };
-        let offset = addr.offset_from(self.base).ok_or(wrap(io::ErrorKind::UnexpectedEof.into()))?;
+        let offset =
+            addr.offset_from(self.base).ok_or(wrap(io::ErrorKind::UnexpectedEof.into()))?;
         self.file.read_exact_at(out, offset).map_err(wrap)
     }
 

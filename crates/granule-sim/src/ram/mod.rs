@@ -1,10 +1,10 @@
 //! RAM of a board: several ranges at their physical addresses, sparse and cheap.
 //!
 //! One memfd backs all ranges and is mapped without reservation, so 8 GiB cost nothing until they
-//! are touched; the same pages can be mapped a second time (see [`view`]), and the kernel knows
-//! which pages were touched, which makes a dump cheap too (see [`image`]).
+//! are touched; the same pages can be mapped a second time (see [`View`]), and the kernel knows
+//! which pages were touched, which makes a dump cheap too (see [`Image`]).
 //!
-//! The one unsafe block of this folder is in [`view`].
+//! The only unsafe code of this folder is in `view.rs`.
 
 mod image;
 mod view;

@@ -53,9 +53,8 @@ impl View {
     fn reserve(len: usize, frames: &[PhysRange]) -> Result<Self, RamError> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: no address is asked for, so the kernel picks one that nobody uses.
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags)
-        };
+        let base =
+            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) };
         let base = base.map_err(io::Error::from)?;
         let base = NonNull::new(base.cast()).ok_or(RamError::Empty)?;
         Ok(Self { base, len, frames: frames.to_vec() })

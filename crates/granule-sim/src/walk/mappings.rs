@@ -179,7 +179,8 @@ pub fn mappings_up_to<M: PhysRead + ?Sized>(
     let mut lister = Lister::new(memory, &geometry, max_entries);
     let shift = geometry.shift(geometry.top + 1);
     for (index, root) in roots.iter().enumerate() {
-        let base = if index == 0 { 0 } else { (index as u64).checked_shl(shift).unwrap_or(u64::MAX) };
+        let base =
+            if index == 0 { 0 } else { (index as u64).checked_shl(shift).unwrap_or(u64::MAX) };
         if base >> input_bits != 0 {
             break; // The input cannot reach this root.
         }

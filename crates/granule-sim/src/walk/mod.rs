@@ -5,6 +5,8 @@
 //! tables beyond memory, reserved bits and absurd sizes end in bounded work and a finding, never in
 //! a panic.
 
+#![forbid(unsafe_code)]
+
 mod decode;
 mod format;
 mod mappings;
@@ -148,9 +150,7 @@ pub(crate) fn start_at_root(
     iova: Iova,
 ) -> Result<Start, WalkFault> {
     let input_bits = geometry.input_bits;
-    let low = geometry
-        .indexed(iova.raw())
-        .ok_or(WalkFault::OutsideInput { iova, input_bits })?;
+    let low = geometry.indexed(iova.raw()).ok_or(WalkFault::OutsideInput { iova, input_bits })?;
     let index = geometry.root_index(low);
     let table = *roots.get(index).ok_or(WalkFault::NoRoot { iova, index })?;
     Ok(Start { table, height: geometry.top, limit: Rights::ALL })

@@ -88,7 +88,11 @@ fn neighbours_merge_only_with_equal_rights() {
     let shape: Vec<_> = listing.mappings.iter().map(|m| (m.iova.raw(), m.len, m.access)).collect();
     assert_eq!(
         shape,
-        [(0, 0x4000, Access::all()), (0x4000, 0x8000, Access::READ), (0xc000, 0x4000, Access::READ)]
+        [
+            (0, 0x4000, Access::all()),
+            (0x4000, 0x8000, Access::READ),
+            (0xc000, 0x4000, Access::READ)
+        ]
     );
 }
 
@@ -201,14 +205,8 @@ fn sv39_superpage_group_and_upper_half() {
 fn a_table_that_points_to_itself_ends() {
     let mut entries: Vec<_> = (0..512).map(|i| (0x10_0000 + i * 8, 0x10_0003)).collect();
     let words = Words::new(&entries);
-    let listing = mappings_up_to(
-        &words,
-        SimFormat::Vtd2,
-        &[PhysAddr::new(0x10_0000)],
-        48,
-        100_000,
-    )
-    .expect("a legal shape");
+    let listing = mappings_up_to(&words, SimFormat::Vtd2, &[PhysAddr::new(0x10_0000)], 48, 100_000)
+        .expect("a legal shape");
     assert_eq!(listing.findings[0].kind, FindingKind::Loop);
     let limit = listing.truncated.expect("cut short");
     assert!(limit.to_string().contains("100000"));
@@ -264,6 +262,25 @@ proptest! {
         let roots = [PhysAddr::new(0x1000), PhysAddr::new(u64::MAX - 7)];
         for count in 0..=2 {
             let _ = translate(&Garbage(seed), SimFormat::ALL[which], &roots[..count], bits, Iova::new(iova));
+        }
+    }
+}
+
+/// Poison must show, not fault quietly: what freed and uncleaned tables hold maps something.
+#[test]
+fn poison_and_stale_bytes_are_live_entries() {
+    for (format, bits) in [
+        (SimFormat::Dart1, 32),
+        (SimFormat::Dart2, 32),
+        (SimFormat::Lpae4k, 30),
+        (SimFormat::Lpae16k, 36),
+        (SimFormat::Lpae64k, 42),
+        (SimFormat::Vtd2, 39),
+    ] {
+        let geometry = Geometry::new(format, bits, 1).expect("a legal shape");
+        for byte in [crate::frames::POISON, crate::cache::STALE] {
+            let entry = decode(&geometry, 0, 0, u64::from_le_bytes([byte; 8]));
+            assert!(matches!(entry, Entry::Page(_)), "{format}: {byte:#x} is {entry:?}");
         }
     }
 }

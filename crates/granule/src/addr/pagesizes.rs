@@ -101,7 +101,10 @@ impl FromIterator<u64> for PageSizes {
     /// Collects sizes in bytes; what is no power of two is dropped.
     fn from_iter<I: IntoIterator<Item = u64>>(sizes: I) -> Self {
         Self::from_bits(
-            sizes.into_iter().filter(|size| size.is_power_of_two()).fold(0, |bits, size| bits | size),
+            sizes
+                .into_iter()
+                .filter(|size| size.is_power_of_two())
+                .fold(0, |bits, size| bits | size),
         )
     }
 }

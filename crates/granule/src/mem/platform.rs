@@ -94,9 +94,15 @@ pub unsafe trait Platform: Clone + Send + Sync + 'static {
     ///
     /// # Safety
     /// `frames` are owned by the caller until [`unmap_cpu`](Self::unmap_cpu).
-    unsafe fn map_cpu(&self, frames: &[PhysRange], uncached: bool) -> Result<NonNull<u8>, FrameError> {
+    unsafe fn map_cpu(
+        &self,
+        frames: &[PhysRange],
+        uncached: bool,
+    ) -> Result<NonNull<u8>, FrameError> {
         match frames {
-            [one] if !uncached => NonNull::new(self.ptr(one.start())).ok_or(FrameError::Unsupported),
+            [one] if !uncached => {
+                NonNull::new(self.ptr(one.start())).ok_or(FrameError::Unsupported)
+            }
             _ => Err(FrameError::Unsupported),
         }
     }
