@@ -74,6 +74,8 @@ pub(crate) fn decode(geometry: &Geometry, height: u32, index: u64, raw: u64) -> 
         SimFormat::Dart1 | SimFormat::Dart2 => dart(geometry.format, height, raw),
         SimFormat::Lpae4k | SimFormat::Lpae16k | SimFormat::Lpae64k => lpae(geometry, height, raw),
         SimFormat::Vtd2 => vtd2(geometry, height, raw),
+        SimFormat::Vtd1 => vtd1(geometry, height, raw),
+        SimFormat::AmdV1 => amd(geometry, height, index, raw),
         SimFormat::Sv39 | SimFormat::Sv48 | SimFormat::Sv57 => riscv(geometry, height, index, raw),
     }
 }
@@ -186,6 +188,68 @@ fn vtd2(geometry: &Geometry, height: u32, raw: u64) -> Entry {
         return Entry::Malformed("the low address bits of a large page are reserved");
     }
     Entry::Page(Page { phys: PhysAddr::new(address), rights: limit, group: 0, fence: None })
+}
+
+/// Present 0, write 1, user 2, page size 7 (2 MiB and 1 GiB levels), address 51:12, execute-disable
+/// 63. Hardware sets accessed and dirty by itself here.
+fn vtd1(geometry: &Geometry, height: u32, raw: u64) -> Entry {
+    if !bit(raw, 0) {
+        return Entry::NotPresent;
+    }
+    let user = bit(raw, 2);
+    let limit = rights(user, user && bit(raw, 1), !bit(raw, 63));
+    let address = field(raw, 51, 12);
+    let large = height > 0 && bit(raw, 7);
+    if large && height > 2 {
+        return Entry::Malformed("the page-size bit is reserved at this level");
+    }
+    if height > 0 && !large {
+        return Entry::Table { next: PhysAddr::new(address), limit };
+    }
+    // Bit 12 of a large page is its memory type (PAT), not its address.
+    let address = if large { address & !(1 << 12) } else { address };
+    if address & ((1 << geometry.shift(height)) - 1) != 0 {
+        return Entry::Malformed("the low address bits of a large page are reserved");
+    }
+    Entry::Page(Page { phys: PhysAddr::new(address), rights: limit, group: 0, fence: None })
+}
+
+/// Present 0, next level 11:9 (0 a page of the level's size, 7 a page whose size stands in the
+/// address), address 51:12, read 61, write 62.
+fn amd(geometry: &Geometry, height: u32, index: u64, raw: u64) -> Entry {
+    if !bit(raw, 0) {
+        return Entry::NotPresent;
+    }
+    let limit = rights(bit(raw, 61), bit(raw, 62), false);
+    let address = field(raw, 51, 12);
+    let shift = geometry.shift(height);
+    match raw >> 9 & 7 {
+        0 if address & ((1 << shift) - 1) != 0 => {
+            Entry::Malformed("a page's address must be a multiple of its size")
+        }
+        0 => {
+            Entry::Page(Page { phys: PhysAddr::new(address), rights: limit, group: 0, fence: None })
+        }
+        7 => amd_between(shift, index, address, limit),
+        next if u64::from(height) == next => Entry::Table { next: PhysAddr::new(address), limit },
+        next if next < u64::from(height) => {
+            Entry::Malformed("the entry skips levels, which this walker does not follow")
+        }
+        _ => Entry::Malformed("the next level must be below this one"),
+    }
+}
+
+/// The lowest zero bit of the address, from bit 12 on, says half the size: the entry is repeated for
+/// each of the level's pages inside.
+fn amd_between(shift: u32, index: u64, address: u64, limit: Rights) -> Entry {
+    let size = (address >> 12).trailing_ones() + 13;
+    if size <= shift || size >= shift + 9 {
+        return Entry::Malformed("the page size in the address does not belong to this level");
+    }
+    let group = size - shift;
+    let base = address & !((1 << size) - 1);
+    let own = base | (index & ((1 << group) - 1)) << shift;
+    Entry::Page(Page { phys: PhysAddr::new(own), rights: limit, group, fence: None })
 }
 
 /// V 0, R 1, W 2, X 3, U 4, A 6, D 7, PPN 53:10, reserved 60:54, N 63.
@@ -324,6 +388,35 @@ mod tests {
         assert!(matches!(decode(&geometry, 3, 0, 0x83), Entry::Malformed(_)));
         assert!(matches!(decode(&geometry, 1, 0, 0x1083), Entry::Malformed(_)));
         assert_eq!(decode(&geometry, 0, 0, 0x1000), Entry::NotPresent);
+    }
+
+    #[test]
+    fn vtd_first_stage_needs_the_user_bit() {
+        let leaf = page(SimFormat::Vtd1, 48, 1, 0x8000_0000_4020_1087);
+        assert_eq!((leaf.phys.raw(), leaf.rights.access), (0x4020_0000, Access::all()));
+        assert!(!leaf.rights.execute);
+        assert_eq!(page(SimFormat::Vtd1, 48, 0, 0x1005).rights.access, Access::READ);
+        assert_eq!(page(SimFormat::Vtd1, 48, 0, 0x1003).rights.access, Access::empty());
+    }
+
+    #[test]
+    fn amd_sizes_stand_in_the_address() {
+        // 16 KiB at 0x8_0000_0000: bits 13:12 are 01, so that bit 13 is the lowest zero.
+        let raw = 0x6000_0008_0000_1e01;
+        let geometry = Geometry::new(SimFormat::AmdV1, 48, 1).unwrap();
+        let Entry::Page(third) = decode(&geometry, 0, 6, raw) else { panic!("a page") };
+        assert_eq!((third.phys.raw(), third.group), (0x8_0000_2000, 2));
+        assert_eq!(page(SimFormat::AmdV1, 48, 0, raw & !(1 << 61)).rights.access, Access::WRITE);
+        assert_eq!(page(SimFormat::AmdV1, 48, 1, 0x6000_0000_0020_0001).phys.raw(), 0x20_0000);
+        let table = decode(&geometry, 2, 0, 0x6000_0000_0000_5401);
+        assert_eq!(
+            table,
+            Entry::Table { next: PhysAddr::new(0x5000), limit: rights(true, true, false) }
+        );
+        assert!(matches!(decode(&geometry, 2, 0, 0x5201), Entry::Malformed(_)));
+        assert!(matches!(decode(&geometry, 0, 0, 0x5401), Entry::Malformed(_)));
+        assert!(matches!(decode(&geometry, 1, 0, raw), Entry::Malformed(_)));
+        assert!(matches!(decode(&geometry, 0, 0, 0x000f_ffff_ffff_fe01), Entry::Malformed(_)));
     }
 
     #[test]

@@ -7,10 +7,13 @@
 //! | `lpae16k` | 16 KiB | 11 | up to 4 | 32 MiB, groups of 128 (pages) and 32 (blocks) |
 //! | `lpae64k` | 64 KiB | 13 | up to 3 | 512 MiB, groups of 32 |
 //! | `vtd2` | 4 KiB | 9 | 3 to 5 | 2 MiB, 1 GiB |
+//! | `vtd1` | 4 KiB | 9 | 4 or 5 | 2 MiB, 1 GiB |
+//! | `amdv1` | 4 KiB | 9 | up to 5 | every level, and every power of two between |
 //! | `sv39`, `sv48`, `sv57` | 4 KiB | 9 | 3 to 5 | every level, groups of 16 (Svnapot) |
 //!
 //! Sources: Linux `io-pgtable-dart.c` as a reference for DART; Arm ARM DDI 0487, D8.3 (VMSAv8-64);
-//! Intel VT-d specification 9.8 (second-stage paging entries); RISC-V privileged specification,
+//! Intel VT-d specification 9.7 and 9.8 (first- and second-stage paging entries); AMD I/O
+//! Virtualization specification 2.2.3 (I/O page tables; skipped levels are not read); RISC-V privileged specification,
 //! Sv39/48/57 and Svnapot.
 
 use core::fmt;
@@ -34,6 +37,10 @@ pub enum SimFormat {
     Lpae64k,
     /// Intel VT-d second stage.
     Vtd2,
+    /// Intel VT-d first stage: the CPU's own format.
+    Vtd1,
+    /// AMD host page tables (version 1), with sizes between the levels.
+    AmdV1,
     /// RISC-V Sv39.
     Sv39,
     /// RISC-V Sv48.
@@ -78,13 +85,15 @@ pub enum FormatError {
 
 impl SimFormat {
     /// Every format.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Dart1,
         Self::Dart2,
         Self::Lpae4k,
         Self::Lpae16k,
         Self::Lpae64k,
         Self::Vtd2,
+        Self::Vtd1,
+        Self::AmdV1,
         Self::Sv39,
         Self::Sv48,
         Self::Sv57,
@@ -99,6 +108,8 @@ impl SimFormat {
             Self::Lpae16k => "lpae16k",
             Self::Lpae64k => "lpae64k",
             Self::Vtd2 => "vtd2",
+            Self::Vtd1 => "vtd1",
+            Self::AmdV1 => "amdv1",
             Self::Sv39 => "sv39",
             Self::Sv48 => "sv48",
             Self::Sv57 => "sv57",
@@ -129,7 +140,7 @@ impl SimFormat {
             Self::Dart1 | Self::Dart2 => 47,
             Self::Lpae4k | Self::Lpae16k | Self::Lpae64k | Self::Sv48 => 48,
             Self::Sv39 => 39,
-            Self::Vtd2 | Self::Sv57 => 57,
+            Self::Vtd2 | Self::Vtd1 | Self::AmdV1 | Self::Sv57 => 57,
         }
     }
 
@@ -139,7 +150,7 @@ impl SimFormat {
             Self::Dart1 => 36,
             Self::Dart2 => 42,
             Self::Lpae4k | Self::Lpae16k => 48,
-            Self::Lpae64k | Self::Vtd2 => 52,
+            Self::Lpae64k | Self::Vtd2 | Self::Vtd1 | Self::AmdV1 => 52,
             Self::Sv39 | Self::Sv48 | Self::Sv57 => 56,
         }
     }
@@ -148,9 +159,10 @@ impl SimFormat {
         matches!(self, Self::Dart1 | Self::Dart2)
     }
 
-    /// RISC-V input addresses are sign-extended: the bits above the input repeat its top bit.
+    /// CPU formats (RISC-V, VT-d first stage) sign-extend: the bits above the input repeat its top
+    /// bit.
     pub(crate) const fn sign_extends(self) -> bool {
-        matches!(self, Self::Sv39 | Self::Sv48 | Self::Sv57)
+        matches!(self, Self::Vtd1 | Self::Sv39 | Self::Sv48 | Self::Sv57)
     }
 
     const fn fixed_levels(self) -> Option<u32> {
@@ -217,6 +229,7 @@ impl Geometry {
             // A DART has no one-level form; VT-d no form below three levels.
             None if format.is_dart() => needed.max(2),
             None if format == SimFormat::Vtd2 => needed.max(3),
+            None if format == SimFormat::Vtd1 => needed.max(4),
             None => needed,
         };
         Ok(Self { format, input_bits, top: levels - 1, page_shift, index_bits })
@@ -263,9 +276,9 @@ impl Geometry {
         }
     }
 
-    /// Whether the input is as wide as the format: only then has it an upper half.
+    /// Whether the input is all that the levels index: only then has it an upper half.
     fn is_full(&self) -> bool {
-        self.input_bits == self.format.max_input_bits()
+        self.input_bits == self.shift(self.top + 1)
     }
 }
 
@@ -296,6 +309,8 @@ mod tests {
         assert_eq!(levels(SimFormat::Lpae64k, 42, 1), 2);
         assert_eq!(levels(SimFormat::Vtd2, 39, 1), 3);
         assert_eq!(levels(SimFormat::Vtd2, 48, 1), 4);
+        assert_eq!(levels(SimFormat::Vtd1, 47, 1), 4);
+        assert_eq!(levels(SimFormat::AmdV1, 39, 1), 3);
     }
 
     #[test]

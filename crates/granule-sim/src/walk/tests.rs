@@ -202,6 +202,30 @@ fn sv39_superpage_group_and_upper_half() {
 }
 
 #[test]
+fn amd_pages_between_the_levels() {
+    // 39 bits: levels 3, 2, 1. A 16 KiB page is its entry four times.
+    let mut entries = vec![
+        (0x10_0000, 0x6000_0000_0020_0401), // Level 3: next level 2.
+        (0x20_0000, 0x6000_0000_0030_0201), // Level 2: next level 1.
+        (0x20_0008, 0x2000_0000_0040_0001), // Level 2: a 2 MiB page, read-only.
+    ];
+    entries.extend((8..12).map(|index| (0x30_0000 + index * 8, 0x6000_0008_0000_1e01)));
+    let words = Words::new(&entries);
+    let hit = walk(&words, SimFormat::AmdV1, 39, 0xb123).expect("mapped");
+    assert_eq!((hit.phys.raw(), hit.page_size), (0x8_0000_3123, 0x4000));
+    assert_eq!((hit.page_iova.raw(), hit.page_phys.raw()), (0x8000, 0x8_0000_0000));
+    let large = walk(&words, SimFormat::AmdV1, 39, 0x20_0000).expect("mapped");
+    assert_eq!((large.phys.raw(), large.access), (0x40_0000, Access::READ));
+    let listing = list(&words, SimFormat::AmdV1, 39);
+    let sizes: Vec<_> = listing.mappings.iter().map(|m| (m.page_size, m.len)).collect();
+    assert_eq!(sizes, [(0x4000, 0x4000), (0x20_0000, 0x20_0000)]);
+    assert!(listing.findings.is_empty());
+    entries.truncate(5);
+    let listing = list(&Words::new(&entries), SimFormat::AmdV1, 39);
+    assert_eq!(listing.findings[0].kind, FindingKind::BrokenGroup);
+}
+
+#[test]
 fn a_table_that_points_to_itself_ends() {
     let mut entries: Vec<_> = (0..512).map(|i| (0x10_0000 + i * 8, 0x10_0003)).collect();
     let words = Words::new(&entries);
@@ -242,7 +266,7 @@ proptest! {
 
     /// Whatever is in memory, the listing ends, and says of each page what `translate` says.
     #[test]
-    fn garbage_is_bounded_and_consistent(seed: u64, which in 0usize..9, bits in 0u32..64, root: u64) {
+    fn garbage_is_bounded_and_consistent(seed: u64, which in 0usize..11, bits in 0u32..64, root: u64) {
         let format = SimFormat::ALL[which];
         let memory = Garbage(seed);
         let roots = [PhysAddr::new(root & !7)];
@@ -258,7 +282,7 @@ proptest! {
     }
 
     #[test]
-    fn any_address_of_garbage_translates_or_faults(seed: u64, which in 0usize..9, bits in 0u32..64, iova: u64) {
+    fn any_address_of_garbage_translates_or_faults(seed: u64, which in 0usize..11, bits in 0u32..64, iova: u64) {
         let roots = [PhysAddr::new(0x1000), PhysAddr::new(u64::MAX - 7)];
         for count in 0..=2 {
             let _ = translate(&Garbage(seed), SimFormat::ALL[which], &roots[..count], bits, Iova::new(iova));
@@ -276,6 +300,7 @@ fn poison_and_stale_bytes_are_live_entries() {
         (SimFormat::Lpae16k, 36),
         (SimFormat::Lpae64k, 42),
         (SimFormat::Vtd2, 39),
+        (SimFormat::Vtd1, 48),
     ] {
         let geometry = Geometry::new(format, bits, 1).expect("a legal shape");
         for byte in [crate::frames::POISON, crate::cache::STALE] {
