@@ -271,6 +271,10 @@ mod tests {
         assert_eq!(byte, [3]);
         // SAFETY: the view is not used any more.
         unsafe { platform.unmap_cpu(view, 0x1000) };
+        let start = frames.start();
+        drop(frames);
+        assert!(platform.memory().master(false).read(start, &mut byte));
+        assert_eq!(byte, [crate::frames::POISON]);
     }
 
     #[test]

@@ -61,7 +61,15 @@ fn dart(caching_mode: bool) -> Machine {
         .expect("a machine");
     let state = StreamState::Translate { context: 4, roots: vec![ROOT], input_bits: 32 };
     machine.iommu("dart").expect("as built").set_stream(0, state).expect("legal");
+    for table in 0..3 {
+        put(&machine, 0, table, (RAM + (1 + table) * 0x4000) | 1);
+        (0..4).for_each(|leaf| put(&machine, 1 + table, leaf, to_page(table + leaf, 0)));
+    }
     machine
+}
+
+fn to_page(page: u64, rights: u64) -> u64 {
+    (RAM + 0x8_0000 + page * 0x4000) | rights | 0x000f_ff00_0000_0001
 }
 
 fn put(machine: &Machine, table: u64, index: u64, raw: u64) {
@@ -80,7 +88,7 @@ proptest! {
     /// covers pointers, what it gets is what the tables say.
     #[test]
     fn reach_is_complete_and_invalidation_is_final(
-        ops in prop::collection::vec(op(), 1..40),
+        ops in prop::collection::vec(op(), 1..80),
         caching in any::<bool>(),
     ) {
         let machine = dart(caching);
@@ -93,9 +101,7 @@ proptest! {
                     put(&machine, 0, root, raw);
                 }
                 Op::Leaf(table, leaf, to) => {
-                    let raw = to.map_or(0, |(page, rights)| {
-                        (RAM + 0x8_0000 + page * 0x4000) | rights | 0x000f_ff00_0000_0001
-                    });
+                    let raw = to.map_or(0, |(page, rights)| to_page(page, rights));
                     put(&machine, 1 + table, leaf, raw);
                 }
                 Op::Touch(page, write) => {

@@ -86,8 +86,8 @@ impl Frames {
         let mut usable: BTreeMap<u64, u64> =
             ram.ranges().map(|range| (range.start().raw(), range.len())).collect();
         for range in reserved {
-            // A page that is reserved in part is reserved.
-            cut(&mut usable, range.align_outward(page).unwrap_or(*range));
+            // A page that is reserved in part is left out too: the list takes whole pages only.
+            cut(&mut usable, *range);
         }
         let max_block = fragmentation.map(|f| f.max_block.next_power_of_two().max(page.size()));
         let free = FreeList::new(usable, page, max_block, seed);
@@ -232,6 +232,10 @@ mod tests {
         let low = Some(range(0, 1 << 32));
         let refused = frames.alloc(&FrameRequest::new(0x1000, 0x1000).within(low));
         assert_eq!(refused, Err(FrameError::Unsupported));
+        // The window is long enough, but not from an aligned address on.
+        let skew = Some(range(0x9_0100_1000, 0x4000));
+        let refused = frames.alloc(&FrameRequest::new(0x4000, 0x4000).within(skew));
+        assert_eq!(refused, Err(FrameError::OutOfMemory));
         for (size, align) in [(0, 4096), (100, 4096), (4096, 3 * 4096), (16 << 30, 4096)] {
             let refused = frames.alloc(&FrameRequest::new(size, align));
             assert_eq!(refused, Err(FrameError::Unsupported));

@@ -218,8 +218,8 @@ mod tests {
         for place in places {
             ram.write_u64(place, place.raw() | 1).expect("inside");
         }
-        // Touched, and zero.
-        ram.write_u64(PhysAddr::new(0xa_0000_0000), 0).expect("inside");
+        // Touched, and zero: 2 MiB that must not be written.
+        ram.fill(range(0xa_0000_0000, 2 << 20), 0).expect("inside");
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("ram.raw");
         ram.write_image(&path).expect("written");

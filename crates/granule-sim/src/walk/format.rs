@@ -299,6 +299,7 @@ mod tests {
         let levels = |format, bits, roots| Geometry::new(format, bits, roots).unwrap().top + 1;
         assert_eq!(levels(SimFormat::Dart1, 32, 1), 2);
         assert_eq!(levels(SimFormat::Dart1, 38, 4), 2);
+        assert_eq!(levels(SimFormat::Dart1, 20, 1), 2);
         assert_eq!(levels(SimFormat::Dart2, 42, 1), 3);
         assert_eq!(levels(SimFormat::Lpae4k, 48, 1), 4);
         assert_eq!(levels(SimFormat::Lpae4k, 39, 1), 3);

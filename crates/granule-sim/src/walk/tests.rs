@@ -144,6 +144,13 @@ fn a_broken_group_is_found() {
     let listing = list(&words, SimFormat::Lpae4k, 39);
     assert_eq!(listing.findings[0].kind, FindingKind::BrokenGroup);
     assert_eq!(listing.mappings[0].page_size, 0x1000);
+    // Contiguous, but one of the sixteen is read-only.
+    let mut entries = vec![(0x10_0000, 0x20_0003), (0x20_0000, 0x30_0003)];
+    let page = |n: u64| 0x0010_0000_a000_0443 + n * 0x1000 + if n == 9 { 0x80 } else { 0 };
+    entries.extend((0..16).map(|n| (0x30_0000 + n * 8, page(n))));
+    let listing = list(&Words::new(&entries), SimFormat::Lpae4k, 39);
+    assert_eq!(listing.findings.len(), 16);
+    assert!(listing.findings.iter().all(|finding| finding.kind == FindingKind::BrokenGroup));
 }
 
 #[test]
