@@ -16,7 +16,7 @@
 //!
 //! Limits. CPU stores are not trapped, so a store that writes what was there before does not make a
 //! line dirty. One cache is shared by all CPUs. Memory that was never allocated (firmware's) is
-//! always coherent. A master that snoops sees the CPU's view, and its writes reach both.
+//! always coherent. Dropping a stale line writes to RAM behind its owner's back, as DMA does. A master that snoops sees the CPU's view, and its writes reach both.
 
 #![forbid(unsafe_code)]
 

@@ -247,7 +247,7 @@ impl SimDevice {
         let reach = ram.ranges().filter_map(|range| {
             let phys = range.intersection(&seen)?;
             let iova = window.start().raw() + (phys.start().raw() - seen.start().raw());
-            Some(Reach { phys, access: Access::all(), iova: Iova::new(iova), via: Via::Direct })
+            Some(Reach::untranslated(phys, Iova::new(iova), Via::Direct))
         });
         reach.collect()
     }

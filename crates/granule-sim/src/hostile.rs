@@ -138,7 +138,8 @@ impl Hostile {
             let mut offset = 0;
             while offset < reach.phys.len() {
                 let at = |offset| self.device.address_of(reach.iova.checked_add(offset)?);
-                let last = (offset | 0xfff).min(reach.phys.len() - 1);
+                let page_last = offset.saturating_add(reach.page_size.max(1) - 1);
+                let last = page_last.min(reach.phys.len() - 1);
                 let ends = [at(offset), at(last)];
                 for address in ends.into_iter().flatten() {
                     hits.extend(self.try_both(address));
@@ -213,7 +214,8 @@ mod tests {
     }
 
     fn reach(start: u64, len: u64, access: Access) -> Reach {
-        Reach { phys: range(start, len), access, iova: Iova::new(0), via: Via::Tables }
+        let (iova, via) = (Iova::new(0), Via::Tables);
+        Reach { phys: range(start, len), access, iova, page_size: 0x1000, via }
     }
 
     fn allow(start: u64, len: u64, access: Access) -> Allowed {

@@ -145,7 +145,7 @@ fn a_hostile_device_finds_what_was_forgotten() {
     let allowed = [Allowed { range: page, access: Access::all() }];
     let mut hostile = machine.hostile("dcp").expect("as built");
     assert!(hostile.violations(&allowed).is_empty());
-    assert_eq!(hostile.touch_all().len(), 16);
+    assert_eq!(hostile.touch_all().len(), 4);
     assert!(!hostile.probe(200).is_empty());
     // Unmapped, not invalidated.
     table.unmap(&machine, 1);

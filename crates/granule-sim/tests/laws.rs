@@ -226,6 +226,7 @@ proptest! {
             phys: phys(*at, *len),
             access: access(*bits),
             iova: Iova::new(0),
+            page_size: 1,
             via: Via::Tables,
         }).collect();
         let allowed: Vec<_> = allowed.iter().map(|(at, len, bits)| Allowed {

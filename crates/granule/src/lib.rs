@@ -22,4 +22,5 @@ pub mod dma;
 pub mod domain;
 pub mod iova;
 pub mod mem;
+pub mod share;
 pub mod table;

@@ -31,8 +31,18 @@ pub struct Reach {
     pub access: Access,
     /// Where it stands in the device's space, as the table indexes it.
     pub iova: Iova,
+    /// The size of the pages that it is mapped with, in bytes; for a bypass or a direct route, which
+    /// have none, the length of the range.
+    pub page_size: u64,
     /// How it is reached.
     pub via: Via,
+}
+
+impl Reach {
+    /// A range reached without translation.
+    pub(crate) fn untranslated(phys: PhysRange, iova: Iova, via: Via) -> Self {
+        Self { phys, access: Access::all(), iova, page_size: phys.len(), via }
+    }
 }
 
 impl SimIommu {
@@ -61,8 +71,7 @@ impl SimIommu {
             StreamState::Bypass => {
                 for phys in self.memory.ram().ranges() {
                     let iova = Iova::new(phys.start().raw());
-                    let access = Access::all();
-                    found.reach.push(Reach { phys, access, iova, via: Via::Bypass });
+                    found.reach.push(Reach::untranslated(phys, iova, Via::Bypass));
                 }
             }
             StreamState::Translate { context, roots, input_bits } => {
@@ -136,7 +145,7 @@ impl Found {
 
     fn mapping(&mut self, mapping: &Mapping, via: Via) {
         let Some((iova, phys, len)) = mapping.reachable() else { return };
-        self.push(iova, phys, len, mapping.access, via);
+        self.push((iova, phys, len), mapping.access, mapping.page_size, via);
     }
 
     fn leaf(&mut self, leaf: &Translation) {
@@ -144,14 +153,15 @@ impl Found {
         let Some(len) = last.checked_sub(first).map(|less| less + 1) else { return };
         let at = (leaf.page_iova.checked_add(first), leaf.page_phys.checked_add(first));
         if let (Some(iova), Some(phys)) = at {
-            self.push(iova, phys, len, leaf.access, Via::Iotlb);
+            self.push((iova, phys, len), leaf.access, leaf.page_size, Via::Iotlb);
         }
     }
 
-    fn push(&mut self, iova: Iova, phys: PhysAddr, len: u64, access: Access, via: Via) {
+    fn push(&mut self, place: (Iova, PhysAddr, u64), access: Access, page_size: u64, via: Via) {
+        let (iova, phys, len) = place;
         let Ok(phys) = PhysRange::new(phys, len) else { return };
         if !access.is_empty() {
-            self.reach.push(Reach { phys, access, iova, via });
+            self.reach.push(Reach { phys, access, iova, page_size, via });
         }
     }
 }

@@ -56,4 +56,4 @@ pub use spec::{DeviceSpec, MapFlags};
 pub use window::BusWindow;
 
 pub(crate) use blocks::{BlockRequest, Blocks};
-pub(crate) use ops::{BlockPlacement, Live, Side};
+pub(crate) use ops::{BlockPlacement, Demands, FrameSource, Live, Side};

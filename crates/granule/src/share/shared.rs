@@ -1,0 +1,487 @@
+//! A buffer that several devices have, each as one contiguous range.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::plan::Party;
+use super::{ShareError, Solved, Windows};
+use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
+use crate::dma::{BlockPlacement, Blocks, Device, Live, Side};
+
+/// Numbers buffers, so that a key of one is no key of another.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// Names a device of a [`Shared`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    buffer: u64,
+    leg: u64,
+}
+
+/// One device's view of a shared buffer: a single range of its addresses, by type.
+#[derive(Clone, Copy, Debug)]
+pub struct Contiguous<'s> {
+    device: &'s Device,
+    key: Key,
+    live: &'s Live,
+    access: Access,
+}
+
+impl<'s> Contiguous<'s> {
+    /// The device.
+    pub fn device(&self) -> &'s Device {
+        self.device
+    }
+
+    /// The key that leads here.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The address that the device is programmed with.
+    pub fn address(&self) -> DmaAddr {
+        self.live.dma
+    }
+
+    /// The length in bytes: all of the buffer.
+    #[allow(clippy::len_without_is_empty)] // Never empty.
+    pub fn len(&self) -> u64 {
+        self.live.len
+    }
+
+    /// What the device may do.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// What is mapped for the device: the buffer and its padding. `None` if that is not a legal
+    /// range, which cannot be.
+    pub fn mapped(&self) -> Option<DmaRange> {
+        DmaRange::new(self.live.dma, self.live.len.checked_add(self.live.print.padding)?).ok()
+    }
+
+    /// Bytes mapped beyond the buffer: zeroed, and the buffer's own.
+    pub fn padding(&self) -> u64 {
+        self.live.print.padding
+    }
+
+    /// Bytes mapped that belong to somebody else: always 0.
+    pub fn exposed(&self) -> u64 {
+        self.live.print.exposed
+    }
+}
+
+/// An address that a device carries without being able to use it: it means something in another
+/// device's space only (a display coprocessor that tells the DMA engine where to read).
+///
+/// It is no [`Contiguous`]: nothing was mapped for the bearer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressGrant<'s> {
+    bearer: &'s str,
+    valid_for: &'s str,
+    address: DmaAddr,
+    len: u64,
+}
+
+impl AddressGrant<'_> {
+    /// Who carries the address.
+    pub fn bearer(&self) -> &str {
+        self.bearer
+    }
+
+    /// In whose space it means the buffer.
+    pub fn valid_for(&self) -> &str {
+        self.valid_for
+    }
+
+    /// The address.
+    pub fn address(&self) -> DmaAddr {
+        self.address
+    }
+
+    /// The length in bytes of what lies there.
+    #[allow(clippy::len_without_is_empty)] // Never empty.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+/// One device's mapping.
+struct Leg {
+    number: u64,
+    device: Device,
+    live: Live,
+    access: Access,
+}
+
+/// A buffer that several devices have.
+///
+/// Dropping it takes it from all of them, then frees the memory. If one of them cannot be made to
+/// forget it, the memory is leaked.
+pub struct Shared {
+    blocks: ManuallyDrop<Arc<Blocks>>,
+    len: u64,
+    number: u64,
+    next_leg: u64,
+    guard: bool,
+    legs: Vec<Leg>,
+    /// Some leg may still be reached: the memory is never given back.
+    lost: bool,
+}
+
+impl Solved {
+    /// Allocates the memory and maps it for every device, or for none.
+    ///
+    /// # Errors
+    /// [`ShareError`]; nothing is then mapped or kept (but for what an invalidation that failed
+    /// leaves in quarantine).
+    pub fn allocate(&self) -> Result<Shared, ShareError> {
+        let blocks = self.blocks()?;
+        let mut shared = Shared {
+            blocks: ManuallyDrop::new(Arc::new(blocks)),
+            len: self.len,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            next_leg: 0,
+            guard: self.guard,
+            legs: Vec::with_capacity(self.parties.len()),
+            lost: false,
+        };
+        if self.same_address {
+            shared.map_at_one_address(&self.parties)?;
+        } else {
+            for party in &self.parties {
+                shared.add(&party.device, party.access, None)?;
+            }
+        }
+        Ok(shared)
+    }
+}
+
+impl Shared {
+    /// Maps the buffer for a device. What an earlier one got stays.
+    fn add(&mut self, device: &Device, access: Access, at: Option<DmaAddr>) -> Result<Key, ShareError> {
+        let place = BlockPlacement { access, guard: self.guard, at, len: self.len };
+        // SAFETY: the blocks are owned here, and given back only when every device has lost them.
+        match unsafe { device.ops().map_blocks(self.blocks.blocks(), &place) } {
+            Ok(live) => {
+                let number = self.next_leg;
+                self.next_leg += 1;
+                self.legs.push(Leg { number, device: device.clone(), live, access });
+                Ok(Key { buffer: self.number, leg: number })
+            }
+            Err(error) => {
+                self.lost |= error.is_stale();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Finds one address that is free for all, from the highest down, and maps there.
+    ///
+    /// Each device in turn lowers the candidate to its own highest free address; when a full round
+    /// changes nothing, it suits all. The candidate only sinks, so this ends.
+    fn map_at_one_address(&mut self, parties: &[Party]) -> Result<(), ShareError> {
+        loop {
+            let address = self.common_address(parties)?;
+            match self.try_all_at(parties, address) {
+                Err(ShareError::Device(error)) if is_taken(&error) => {
+                    // Somebody took it meanwhile: look again.
+                    self.drop_legs()?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_all_at(&mut self, parties: &[Party], address: DmaAddr) -> Result<(), ShareError> {
+        parties.iter().try_for_each(|party| self.add(&party.device, party.access, Some(address)).map(|_| ()))
+    }
+
+    fn common_address(&self, parties: &[Party]) -> Result<DmaAddr, ShareError> {
+        let align = self.common_align(parties);
+        let mut candidate = match self.direct_address(parties)? {
+            Some(fixed) => return Ok(fixed),
+            None => DmaAddr::new(u64::MAX),
+        };
+        loop {
+            let before = candidate;
+            for party in parties {
+                let taken = || ShareError::AddressesTaken { device: party.device.name().into() };
+                let most = candidate.min(party.addresses().last());
+                let free = party.device.ops().highest_free(most, self.blocks.size(), align, self.guard);
+                candidate = free.ok_or_else(taken)?;
+            }
+            if candidate == before {
+                return Ok(candidate);
+            }
+        }
+    }
+
+    /// A direct device's address is where the memory is: all others must use that.
+    fn direct_address(&self, parties: &[Party]) -> Result<Option<DmaAddr>, ShareError> {
+        let mut fixed: Option<(DmaAddr, &Party)> = None;
+        for party in parties.iter().filter(|party| party.granule().is_none()) {
+            let address = self.bus_address(party);
+            match (fixed, address) {
+                (_, None) => return Err(ShareError::AddressesTaken { device: party.device.name().into() }),
+                (Some((known, first)), Some(address)) if known != address => {
+                    return Err(ShareError::NoCommonAddress {
+                        first: first.device.name().into(),
+                        first_addresses: first.addresses(),
+                        second: party.device.name().into(),
+                        second_addresses: party.addresses(),
+                    });
+                }
+                (_, Some(address)) => fixed = Some((address, party)),
+            }
+        }
+        Ok(fixed.map(|(address, _)| address))
+    }
+
+    fn bus_address(&self, party: &Party) -> Option<DmaAddr> {
+        let [block] = self.blocks.blocks() else {
+            return None;
+        };
+        let found = party.demands.windows.iter().find(|(window, _)| window.contains_range(block));
+        let (window, bus) = found?;
+        bus.checked_add(block.start().offset_from(window.start())?)
+    }
+
+    fn common_align(&self, parties: &[Party]) -> u64 {
+        let granules = parties.iter().filter_map(Party::granule);
+        let granule = granules.max().map_or(1, |granule| granule.size());
+        let sizes = parties.iter().filter_map(|party| party.demands.translated);
+        let best = sizes.flat_map(|translated| {
+            let blocks = self.blocks.blocks().iter();
+            blocks.filter_map(move |block| translated.page_sizes.best(0, block.start().raw(), block.len()))
+        });
+        best.max().unwrap_or(granule).max(granule)
+    }
+
+    /// Gives the buffer to one more device, if the memory happens to meet its constraints.
+    ///
+    /// # Errors
+    /// [`ShareError::LateAlignment`], [`ShareError::LateReach`], [`ShareError::LateContiguity`] if it
+    /// does not; [`ShareError::Attached`] if the device has it already.
+    pub fn attach(&mut self, device: &Device, access: Access) -> Result<Contiguous<'_>, ShareError> {
+        if access.is_empty() {
+            return Err(ShareError::NoAccess { device: device.name().into() });
+        }
+        if self.legs.iter().any(|leg| leg.device.is(device)) {
+            return Err(ShareError::Attached { device: device.name().into() });
+        }
+        self.check_late(&Party::new(device, access))?;
+        let key = self.add(device, access, None)?;
+        self.get(key)
+    }
+
+    fn check_late(&self, party: &Party) -> Result<(), ShareError> {
+        let device = || -> String { party.device.name().into() };
+        if party.device.ops().frames().machine() != self.blocks.machine() {
+            let first = self.legs.first().map(|leg| leg.device.name().into()).unwrap_or_default();
+            return Err(ShareError::Machines { first, second: device() });
+        }
+        let (blocks, constraints) = (self.blocks.blocks(), party.constraints());
+        if constraints.contiguous && blocks.len() > 1 {
+            return Err(ShareError::LateContiguity { device: device(), blocks: blocks.len() });
+        }
+        if let Some(granule) = party.granule() {
+            if let Some(block) = blocks.iter().find(|block| !block.is_aligned(granule)) {
+                return Err(ShareError::LateAlignment { device: device(), align: granule, block: *block });
+            }
+        }
+        if let Some(block) = blocks.iter().find(|block| !constraints.windows.contains(block)) {
+            let windows: Windows = constraints.windows.clone();
+            return Err(ShareError::LateReach { device: device(), windows, block: *block });
+        }
+        let size = self.blocks.size();
+        if size > constraints.max_segment {
+            return Err(ShareError::Segment { device: device(), max: constraints.max_segment, len: size });
+        }
+        if constraints.boundary != 0 && size > constraints.boundary {
+            return Err(ShareError::Boundary { device: device(), boundary: constraints.boundary, len: size });
+        }
+        Ok(())
+    }
+
+    /// Takes the buffer away from one device; the others keep it.
+    ///
+    /// # Errors
+    /// [`ShareError::ForeignKey`]; [`ShareError::Unmap`] if the device could not be made to forget
+    /// it: the memory is then never given back.
+    pub fn detach(&mut self, key: Key) -> Result<(), ShareError> {
+        let index = self.legs.iter().position(|leg| self.key_of(leg) == key).ok_or(ShareError::ForeignKey)?;
+        let leg = self.legs.remove(index);
+        self.end(&leg)
+    }
+
+    fn end(&mut self, leg: &Leg) -> Result<(), ShareError> {
+        // SAFETY: the leg was taken out of the list: its mapping ends once.
+        let result = unsafe { leg.device.ops().end(&leg.live, true, None) };
+        self.lost |= result.is_err();
+        result.map(|_| ()).map_err(ShareError::from)
+    }
+
+    /// Takes the buffer from all devices. All are tried; the first error is returned.
+    fn drop_legs(&mut self) -> Result<(), ShareError> {
+        let mut result = Ok(());
+        while let Some(leg) = self.legs.pop() {
+            result = result.and(self.end(&leg));
+        }
+        result
+    }
+
+    fn key_of(&self, leg: &Leg) -> Key {
+        Key { buffer: self.number, leg: leg.number }
+    }
+
+    fn contiguous<'s>(&'s self, leg: &'s Leg) -> Contiguous<'s> {
+        Contiguous { device: &leg.device, key: self.key_of(leg), live: &leg.live, access: leg.access }
+    }
+
+    /// One device's range.
+    ///
+    /// # Errors
+    /// [`ShareError::ForeignKey`] for a key of another buffer, or of a device that was let go.
+    pub fn get(&self, key: Key) -> Result<Contiguous<'_>, ShareError> {
+        let leg = self.legs.iter().find(|leg| self.key_of(leg) == key);
+        leg.map(|leg| self.contiguous(leg)).ok_or(ShareError::ForeignKey)
+    }
+
+    /// A device's range, if it has the buffer.
+    pub fn range_of(&self, device: &Device) -> Option<Contiguous<'_>> {
+        let leg = self.legs.iter().find(|leg| leg.device.is(device));
+        leg.map(|leg| self.contiguous(leg))
+    }
+
+    /// All devices' ranges, in the order of the plan.
+    pub fn ranges(&self) -> impl Iterator<Item = Contiguous<'_>> {
+        self.legs.iter().map(|leg| self.contiguous(leg))
+    }
+
+    /// Lets a device carry the address that the buffer has in another device's space. Nothing is
+    /// mapped: the bearer cannot read the memory through it.
+    ///
+    /// # Errors
+    /// [`ShareError::ForeignKey`].
+    pub fn grant_address<'s>(&'s self, of: Key, bearer: &'s Device) -> Result<AddressGrant<'s>, ShareError> {
+        let range = self.get(of)?;
+        Ok(AddressGrant {
+            bearer: bearer.name(),
+            valid_for: range.device.name(),
+            address: range.address(),
+            len: range.len(),
+        })
+    }
+
+    /// The length in bytes, as asked for.
+    #[allow(clippy::len_without_is_empty)] // Never empty.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The size in bytes of the memory: padding included.
+    pub fn size(&self) -> u64 {
+        self.blocks.size()
+    }
+
+    /// Where the memory lies.
+    pub fn blocks(&self) -> &[PhysRange] {
+        self.blocks.blocks()
+    }
+
+    /// The CPU's pointer to the first byte, if the platform shows the memory as one range. Devices
+    /// may access the memory at any moment: use volatile or atomic accesses.
+    pub fn as_ptr(&self) -> Option<NonNull<u8>> {
+        self.blocks.ptr()
+    }
+
+    /// Copies bytes out; first [`sync_for_cpu`](Self::sync_for_cpu) if a device does not snoop.
+    ///
+    /// # Errors
+    /// [`ShareError::OutOfBounds`].
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ShareError> {
+        self.check(offset, bytes.len() as u64)?;
+        self.blocks.read(offset, bytes);
+        Ok(())
+    }
+
+    /// Copies bytes in; then [`sync_for_device`](Self::sync_for_device) if a device does not snoop.
+    ///
+    /// # Errors
+    /// [`ShareError::OutOfBounds`].
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), ShareError> {
+        self.check(offset, bytes.len() as u64)?;
+        self.blocks.write(offset, bytes);
+        Ok(())
+    }
+
+    /// Makes what devices wrote to a part visible to the CPU, where a device does not snoop.
+    ///
+    /// # Errors
+    /// [`ShareError::OutOfBounds`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), ShareError> {
+        self.sync(offset, len, Side::Cpu)
+    }
+
+    /// Makes what the CPU wrote to a part visible to devices that do not snoop.
+    ///
+    /// # Errors
+    /// [`ShareError::OutOfBounds`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), ShareError> {
+        self.sync(offset, len, Side::Device)
+    }
+
+    fn sync(&self, offset: u64, len: u64, side: Side) -> Result<(), ShareError> {
+        self.check(offset, len)?;
+        if self.legs.iter().any(|leg| !leg.device.spec().snoops) {
+            self.blocks.sync(offset, len, Direction::Bidirectional, side);
+        }
+        Ok(())
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<(), ShareError> {
+        let end = offset.saturating_add(len);
+        if end <= self.len { Ok(()) } else { Err(ShareError::OutOfBounds { offset, end, len: self.len }) }
+    }
+
+    /// Takes the buffer from all devices and frees the memory.
+    ///
+    /// # Errors
+    /// [`ShareError::Unmap`] of the first device that could not be made to forget it; the memory is
+    /// then leaked.
+    pub fn free(mut self) -> Result<(), ShareError> {
+        self.drop_legs()
+        // The drop that follows frees the memory, or leaks it.
+    }
+}
+
+fn is_taken(error: &crate::dma::DmaError) -> bool {
+    use crate::domain::DomainError;
+    use crate::iova::IovaError;
+    let crate::dma::DmaError::Domain { cause: DomainError::Iova(cause), .. } = error else {
+        return false;
+    };
+    matches!(cause, IovaError::InUse { .. })
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let ended = self.drop_legs();
+        if ended.is_ok() && !self.lost {
+            // SAFETY: every device has lost the memory; not used again.
+            unsafe { ManuallyDrop::drop(&mut self.blocks) };
+        }
+    }
+}
+
+impl core::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let ranges: Vec<_> = self.legs.iter().map(|leg| (leg.device.name(), leg.live.dma)).collect();
+        f.debug_struct("Shared").field("len", &self.len).field("ranges", &ranges).finish_non_exhaustive()
+    }
+}
