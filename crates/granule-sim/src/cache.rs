@@ -16,7 +16,8 @@
 //!
 //! Limits. CPU stores are not trapped, so a store that writes what was there before does not make a
 //! line dirty. One cache is shared by all CPUs. Memory that was never allocated (firmware's) is
-//! always coherent. Dropping a stale line writes to RAM behind its owner's back, as DMA does. A master that snoops sees the CPU's view, and its writes reach both.
+//! always coherent. Dropping a stale line writes to RAM behind its owner's back, as DMA does. A
+//! master that snoops sees the CPU's view, and its writes reach both.
 
 #![forbid(unsafe_code)]
 
@@ -136,6 +137,12 @@ impl Cache {
     #[must_use]
     pub fn read(&self, ram: &Ram, addr: PhysAddr, out: &mut [u8]) -> bool {
         self.tick(ram);
+        self.peek(ram, addr, out)
+    }
+
+    /// As [`read`](Self::read), for those who only look: nothing is evicted.
+    #[must_use]
+    pub fn peek(&self, ram: &Ram, addr: PhysAddr, out: &mut [u8]) -> bool {
         if ram.read(addr, out).is_err() {
             return false;
         }
@@ -209,18 +216,23 @@ impl Cache {
         PhysRange::new(PhysAddr::new(start + line * self.line), self.line).ok()
     }
 
+    /// Does `choose` of it to every line that `range` touches.
     fn act(&self, ram: &Ram, range: PhysRange, choose: impl Fn(&PhysRange) -> Act) {
         let mut state = self.state.lock();
+        let last = range.last().raw();
         let mut at = range.start().raw() & !(self.line - 1);
-        while let Ok(line) = PhysRange::new(PhysAddr::new(at), self.line) {
-            if line.start() > range.last() {
-                break;
-            }
+        loop {
+            let page_last = at | (PAGE - 1);
             if let Some(page) = state.page(at & !(PAGE - 1)) {
-                apply(ram, page, &line, choose(&line));
+                for start in (at..=page_last.min(last)).step_by(self.line as usize) {
+                    let Ok(line) = PhysRange::new(PhysAddr::new(start), self.line) else { break };
+                    apply(ram, page, &line, choose(&line));
+                }
             }
-            let Some(next) = at.checked_add(self.line) else { break };
-            at = next;
+            if page_last >= last {
+                return;
+            }
+            at = page_last + 1; // Below `last`, so it does not wrap.
         }
     }
 }

@@ -37,6 +37,14 @@ impl Clock {
         }
     }
 
+    /// Sets a manual clock to `nanos` since the start; never back, so that it stays monotonic. The
+    /// host's clock is left alone.
+    pub fn set(&self, nanos: u64) {
+        if let Kind::Manual(now) = &self.kind {
+            now.fetch_max(nanos, Ordering::AcqRel);
+        }
+    }
+
     /// Lets time pass: a manual clock is moved, with the host's the thread sleeps.
     pub fn pass(&self, time: Duration) {
         match &self.kind {
@@ -72,6 +80,10 @@ mod tests {
         same.pass(Duration::from_millis(3));
         clock.relax();
         assert_eq!(same.now(), 3_001_000);
+        clock.set(5);
+        assert_eq!(clock.now(), 3_001_000);
+        clock.set(4_000_000);
+        assert_eq!(clock.now(), 4_000_000);
         clock.pass(Duration::MAX);
         assert_eq!(clock.now(), u64::MAX);
     }

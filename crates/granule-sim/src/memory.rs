@@ -36,7 +36,12 @@ impl Memory {
 
     /// The view of a master that does or does not snoop the CPU's caches.
     pub fn master(&self, snoops: bool) -> MasterView<'_> {
-        MasterView { memory: self, snoops }
+        MasterView { memory: self, snoops, quiet: false }
+    }
+
+    /// The same view for those who only look: reading it evicts nothing from the cache.
+    pub fn inspect(&self, snoops: bool) -> MasterView<'_> {
+        MasterView { memory: self, snoops, quiet: true }
     }
 }
 
@@ -45,6 +50,7 @@ impl Memory {
 pub struct MasterView<'a> {
     memory: &'a Memory,
     snoops: bool,
+    quiet: bool,
 }
 
 impl MasterView<'_> {
@@ -52,6 +58,7 @@ impl MasterView<'_> {
     #[must_use]
     pub fn read(&self, addr: PhysAddr, out: &mut [u8]) -> bool {
         match self.memory.cache.as_ref().filter(|_| !self.snoops) {
+            Some(cache) if self.quiet => cache.peek(&self.memory.ram, addr, out),
             Some(cache) => cache.read(&self.memory.ram, addr, out),
             None => self.memory.ram.read(addr, out).is_ok(),
         }
@@ -75,5 +82,19 @@ impl PhysRead for MasterView<'_> {
         let mut word = [0; 8];
         let aligned = addr.raw() % 8 == 0;
         (aligned && self.read(addr, &mut word)).then(|| u64::from_le_bytes(word))
+    }
+
+    /// Behind the cache a table is read at once, if all of it is there: much cheaper than by word.
+    fn read_words(&self, addr: PhysAddr, words: &mut [Option<u64>]) {
+        let mut bytes = vec![0; words.len() * 8];
+        let behind = !self.snoops && self.memory.cache.is_some() && addr.raw() % 8 == 0;
+        let whole = behind && self.read(addr, &mut bytes);
+        for (index, word) in words.iter_mut().enumerate() {
+            let at = addr.checked_add(index as u64 * 8);
+            *word = match bytes.get(index * 8..index * 8 + 8).filter(|_| whole) {
+                Some(part) => part.try_into().ok().map(u64::from_le_bytes),
+                None => at.and_then(|at| self.read_u64(at)),
+            };
+        }
     }
 }

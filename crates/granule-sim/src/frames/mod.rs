@@ -101,7 +101,8 @@ impl Frames {
         self.page
     }
 
-    /// Allocates a block. Its contents are whatever was there.
+    /// Allocates a block. Its contents are whatever was there. The machine has one node, so a
+    /// preferred one changes nothing.
     ///
     /// # Errors
     /// [`FrameError::Unsupported`] if the request is malformed or no RAM could ever meet it;

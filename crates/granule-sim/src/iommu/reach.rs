@@ -98,7 +98,7 @@ impl SimIommu {
         let both = !self.config.coherent_walk && self.memory.cache().is_some();
         let views: &[bool] = if both { &[false, true] } else { &[self.config.coherent_walk] };
         for snoops in views {
-            let memory = self.memory.master(*snoops);
+            let memory = self.memory.inspect(*snoops);
             let listing = walk::mappings(&memory, format, roots, input_bits)?;
             found.listing(&listing, Via::Tables);
             for pointer in &pointers {

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use granule::addr::{Access, Iova, PhysAddr};
+use granule::addr::{Access, Granule, Iova, PhysAddr};
 
 use super::format::{FormatError, Geometry, SimFormat};
 use super::{Entry, PhysRead, Rights, Start, decode, group_shift};
@@ -45,6 +45,23 @@ impl Mapping {
                 == (next.page_size, next.access, next.execute)
             && self.iova.checked_add(self.len) == Some(next.iova)
             && self.phys.checked_add(self.len) == Some(next.phys)
+    }
+}
+
+impl fmt::Display for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.iova.raw().wrapping_add(self.len.wrapping_sub(1));
+        write!(f, "{:#x}..={last:#x} -> {:#x}, pages of ", self.iova, self.phys)?;
+        match Granule::new(self.page_size) {
+            Ok(page) => write!(f, "{page}")?,
+            Err(_) => write!(f, "{:#x} bytes", self.page_size)?,
+        }
+        let execute = if self.execute { ", execute" } else { "" };
+        write!(f, ", {}{execute}", self.access)?;
+        match self.fence {
+            Some((first, last)) => write!(f, ", fenced to {first:#x}..={last:#x}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -50,7 +50,10 @@ fn dart1_two_levels() {
     assert_eq!((hit.page_iova.raw(), hit.page_size), (0x0604_8000, 0x4000));
     let listing = list(&words, SimFormat::Dart1, 32);
     assert_eq!(listing.mappings.len(), 1);
-    assert_eq!(listing.mappings[0].len, 0x8000);
+    assert_eq!(
+        listing.mappings[0].to_string(),
+        "0x6048000..=0x604ffff -> 0x800008000, pages of 16 KiB, read and write"
+    );
     assert_eq!(listing.tables, 2);
     assert!(matches!(
         walk(&words, SimFormat::Dart1, 32, 0x0604_7fff),

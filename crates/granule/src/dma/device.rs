@@ -357,7 +357,7 @@ struct Bypass<P: Platform, U: Unit> {
 
 impl<P: Platform, U: Unit> Passage for Bypass<P, U> {
     fn close(&self) -> bool {
-        self.streams.iter().fold(true, |all, stream| self.iommu.end_bypass(*stream).is_ok() && all)
+        self.streams.iter().filter(|stream| self.iommu.end_bypass(**stream).is_err()).count() == 0
     }
 }
 
@@ -369,6 +369,6 @@ struct Identity<P: Platform, T: Translation> {
 
 impl<P: Platform, T: Translation> Passage for Identity<P, T> {
     fn close(&self) -> bool {
-        self.streams.iter().fold(true, |all, stream| self.domain.detach(*stream).is_ok() && all)
+        self.streams.iter().filter(|stream| self.domain.detach(**stream).is_err()).count() == 0
     }
 }

@@ -7,7 +7,7 @@ use super::cpu::CpuAccess;
 use super::ops::{Live, Side, SlotRelease};
 use super::{Device, DeviceRef, DmaBuffer, DmaBufferMut, DmaError, MapFlags, Words};
 use crate::addr::{Direction, DmaAddr};
-use crate::domain::{Release, Ticket, UnmapError};
+use crate::domain::{Release, Ticket, UnitError, UnmapError};
 
 /// A buffer that a device has.
 ///
@@ -283,6 +283,7 @@ impl<D: DeviceRef, B: DmaBuffer> Pending<D, B> {
     ///
     /// # Errors
     /// The handle comes back if it has not.
+    #[allow(clippy::result_large_err)] // It is the handle that comes back.
     pub fn try_finish(self) -> Result<B, Self> {
         if !self.is_ready() {
             return Err(self);
@@ -299,21 +300,20 @@ impl<D: DeviceRef, B: DmaBuffer> Pending<D, B> {
     /// The buffer, after a flush if there was none yet.
     ///
     /// # Errors
-    /// The handle comes back with the error if the hardware did not answer.
-    pub fn finish(self) -> Result<B, (Self, crate::domain::UnitError)> {
+    /// [`UnitError`] if the hardware did not answer: the buffer is leaked.
+    pub fn finish(self) -> Result<B, UnitError> {
         if !self.is_ready() {
             if let Err(error) = self.mapping.device().ops().flush() {
-                return Err((self, error));
+                core::mem::forget(self);
+                return Err(error);
             }
         }
-        match self.try_finish() {
-            Ok(buffer) => Ok(buffer),
-            Err(this) => {
-                // A successful flush covers every ticket that was given before it.
-                let unit = this.mapping.device().name().into();
-                Err((this, crate::domain::UnitError::Timeout { unit }))
-            }
-        }
+        self.try_finish().map_err(|this| {
+            // A flush that succeeded covers every ticket given before it; if not, play safe.
+            let unit = this.mapping.device().name().into();
+            core::mem::forget(this);
+            UnitError::Timeout { unit }
+        })
     }
 }
 

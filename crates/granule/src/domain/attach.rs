@@ -90,6 +90,6 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     /// answer is whether all were blocked.
     pub fn detach_streams(&self, streams: &[Stream]) -> bool {
         // All are tried, even behind one that hangs.
-        streams.iter().fold(true, |all, stream| self.translation().detach(*stream).is_ok() && all)
+        streams.iter().filter(|stream| self.translation().detach(**stream).is_err()).count() == 0
     }
 }

@@ -40,13 +40,37 @@ pub enum ReservedUse {
     },
 }
 
-/// A range of IOVA space that is not for allocation.
+/// A range of IOVA space that is not for allocation; it is grown to whole granules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserved {
-    /// The range; it is grown to whole granules.
-    pub range: IovaRange,
+    range: IovaRange,
+    usage: ReservedUse,
+}
+
+impl Reserved {
+    /// A range that is never allocated and never mapped.
+    pub const fn hole(range: IovaRange) -> Self {
+        Self { range, usage: ReservedUse::Hole }
+    }
+
+    /// A range that is mapped to `phys` and what follows, for the domain's life.
+    ///
+    /// # Safety
+    /// What lies there, in whole granules, is memory or registers that every device of the domain
+    /// may access as `attrs` says for as long as the domain lives.
+    pub const unsafe fn mapped(range: IovaRange, phys: PhysAddr, attrs: Attributes) -> Self {
+        Self { range, usage: ReservedUse::Mapped { phys, attrs } }
+    }
+
+    /// The range.
+    pub const fn range(&self) -> IovaRange {
+        self.range
+    }
+
     /// What it is for.
-    pub usage: ReservedUse,
+    pub const fn usage(&self) -> ReservedUse {
+        self.usage
+    }
 }
 
 /// How a domain is set up.

@@ -186,8 +186,11 @@ unsafe impl<T: Translation> Translation for Mirror<T> {
 
     fn invalidate(&self, request: &Invalidation) -> Result<(), UnitError> {
         // All sides are tried, so that one that hangs does not keep the others from forgetting.
-        let results = self.sides.iter().map(|side| side.invalidate(request));
-        results.fold(Ok(()), |sum, result| sum.and(result))
+        let mut result = Ok(());
+        for side in &self.sides {
+            result = result.and(side.invalidate(request));
+        }
+        result
     }
 
     unsafe fn reap(&self, range: IovaRange) {

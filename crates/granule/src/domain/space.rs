@@ -108,11 +108,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     /// # Errors
     /// [`DomainError`]: an aperture without a whole granule, or a reserved range that cannot be
     /// mapped.
-    ///
-    /// # Safety
-    /// What `config.reserved` maps is memory or registers that devices of this domain may reach for
-    /// the domain's life.
-    pub unsafe fn new(
+    pub fn new(
         platform: &P,
         translation: T,
         config: &DomainConfig,
@@ -151,8 +147,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         };
         domain.reserve_zero()?;
         for reserved in &config.reserved {
-            // SAFETY: the caller vouches for what is mapped.
-            unsafe { domain.reserve(reserved) }?;
+            domain.reserve(reserved)?;
         }
         Ok(Arc::new(domain))
     }
@@ -165,20 +160,18 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         }
     }
 
-    /// # Safety
-    /// As [`Self::new`].
-    unsafe fn reserve(&self, reserved: &Reserved) -> Result<(), DomainError> {
-        let range = reserved.range.align_outward(self.granule).ok_or(DomainError::Range {
-            range: reserved.range,
+    fn reserve(&self, reserved: &Reserved) -> Result<(), DomainError> {
+        let range = reserved.range().align_outward(self.granule).ok_or(DomainError::Range {
+            range: reserved.range(),
             reason: "it passes the end of the address space",
         })?;
         if let Some(inside) = range.intersection(&self.iova.aperture()) {
             self.iova.reserve(inside)?;
         }
-        let ReservedUse::Mapped { phys, attrs } = reserved.usage else {
+        let ReservedUse::Mapped { phys, attrs } = reserved.usage() else {
             return Ok(());
         };
-        if phys.offset_in(self.granule) != reserved.range.start().offset_in(self.granule) {
+        if phys.offset_in(self.granule) != reserved.range().start().offset_in(self.granule) {
             return Err(DomainError::Misaligned { value: phys.raw(), granule: self.granule });
         }
         let phys = PhysRange::new(phys.align_down(self.granule), range.len()).map_err(|_| {
@@ -188,7 +181,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             }
         })?;
         self.check_reach(phys)?;
-        // SAFETY: the range is reserved for this, and the caller vouches for the memory.
+        // SAFETY: the range is reserved for this; `Reserved::mapped` vouches for the memory.
         unsafe { self.translation.map(range.start(), phys, attrs) }?;
         Ok(())
     }
@@ -696,8 +689,9 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         release: Option<Release>,
         cause: TranslationError,
     ) -> UnmapError {
-        // Running it would let memory be reused that a device may still reach.
-        core::mem::forget(release);
+        // A release that is dropped does not run: running it would let memory be reused that a
+        // device may still reach.
+        let _never = release;
         self.poison(mapped.lease.len());
         UnmapError { range: mapped.range, cause }
     }

@@ -136,7 +136,11 @@ fn stricter(a: u64, b: u64) -> u64 {
 impl fmt::Display for Constraints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "blocks of {}", self.align)?;
-        f.write_str(if self.contiguous { ", one physical block" } else { ", any number of blocks" })?;
+        f.write_str(if self.contiguous {
+            ", one physical block"
+        } else {
+            ", any number of blocks"
+        })?;
         if self.windows != Windows::everywhere() {
             write!(f, ", inside {}", self.windows)?;
         }
@@ -159,15 +163,14 @@ mod tests {
         let range = (0u64..64, 1u64..64).prop_map(|(start, len)| {
             PhysRange::new(PhysAddr::new(start << 20), len << 20).expect("far below the top")
         });
-        (12u32..20, any::<bool>(), proptest::collection::vec(range, 1..4), 0u32..4, 0u32..3).prop_map(
-            |(align, contiguous, ranges, boundary, max)| Constraints {
+        (12u32..20, any::<bool>(), proptest::collection::vec(range, 1..4), 0u32..4, 0u32..3)
+            .prop_map(|(align, contiguous, ranges, boundary, max)| Constraints {
                 align: Granule::new(1 << align).expect("a granule"),
                 contiguous,
                 windows: Windows::new(ranges),
                 boundary: [0, 1 << 16, 1 << 20, 1 << 32][boundary as usize],
                 max_segment: [u64::MAX, 1 << 20, 1 << 16][max as usize],
-            },
-        )
+            })
     }
 
     proptest! {
@@ -193,7 +196,8 @@ mod tests {
     #[test]
     fn neighbours_become_one_window() {
         let range = |start: u64, len| PhysRange::new(PhysAddr::new(start), len).expect("legal");
-        let windows = Windows::new([range(0x2000, 0x1000), range(0x1000, 0x1000), range(0x8000, 0x10)]);
+        let windows =
+            Windows::new([range(0x2000, 0x1000), range(0x1000, 0x1000), range(0x8000, 0x10)]);
         assert_eq!(windows.ranges(), &[range(0x1000, 0x2000), range(0x8000, 0x10)]);
     }
 }

@@ -33,13 +33,17 @@ pub enum ShareError {
         device: String,
     },
     /// A device is given no access.
-    #[error("{device} is to get neither read nor write access: give it an address only, by grant_address()")]
+    #[error(
+        "{device} is to get neither read nor write access: give it an address only, by grant_address()"
+    )]
     NoAccess {
         /// The device.
         device: String,
     },
     /// Two devices reach no common memory.
-    #[error("{first} reaches {first_windows}, {second} reaches {second_windows}: no memory is in both")]
+    #[error(
+        "{first} reaches {first_windows}, {second} reaches {second_windows}: no memory is in both"
+    )]
     Windows {
         /// One device.
         first: String,
@@ -78,7 +82,9 @@ pub enum ShareError {
         len: u64,
     },
     /// The range is longer than a device's boundary allows.
-    #[error("{device} takes no range that crosses {boundary:#x} bytes: {len:#x} do not fit between two of them")]
+    #[error(
+        "{device} takes no range that crosses {boundary:#x} bytes: {len:#x} do not fit between two of them"
+    )]
     Boundary {
         /// The device.
         device: String,
@@ -98,7 +104,9 @@ pub enum ShareError {
         len: u64,
     },
     /// No DMA address is possible for both devices.
-    #[error("{first} uses addresses {first_addresses}, {second} uses {second_addresses}: no address is in both")]
+    #[error(
+        "{first} uses addresses {first_addresses}, {second} uses {second_addresses}: no address is in both"
+    )]
     NoCommonAddress {
         /// One device.
         first: String,
@@ -110,7 +118,9 @@ pub enum ShareError {
         second_addresses: DmaRange,
     },
     /// Every address that would do for all devices is in use in one of them.
-    #[error("no address is free in the spaces of all devices: the last obstacle is in that of {device}")]
+    #[error(
+        "no address is free in the spaces of all devices: the last obstacle is in that of {device}"
+    )]
     AddressesTaken {
         /// The device in whose space nothing was left.
         device: String,
@@ -159,7 +169,9 @@ pub enum ShareError {
         block: PhysRange,
     },
     /// A late device needs one block.
-    #[error("{device} needs one physical block, and the memory has {blocks}: plan with it from the start")]
+    #[error(
+        "{device} needs one physical block, and the memory has {blocks}: plan with it from the start"
+    )]
     LateContiguity {
         /// The device.
         device: String,

@@ -70,7 +70,9 @@ impl Plan {
         let none = Constraints::none(source.cpu_page());
         let united = parties.iter().fold(none, |sum, party| sum.union(&party.constraints));
         let align = united.align;
-        let size = align.round_up(self.len).ok_or(ShareError::TooLong { len: self.len, granule: align })?;
+        let size = align
+            .round_up(self.len)
+            .ok_or(ShareError::TooLong { len: self.len, granule: align })?;
         check_lengths(&parties, size, self.guard)?;
         check_windows(&parties, &united, size)?;
         if self.same_address {
@@ -169,12 +171,21 @@ fn check_lengths(parties: &[Party], size: u64, guard: bool) -> Result<(), ShareE
     for party in parties {
         let spec = party.device.spec();
         if size > spec.max_segment {
-            return Err(ShareError::Segment { device: party.name(), max: spec.max_segment, len: size });
+            return Err(ShareError::Segment {
+                device: party.name(),
+                max: spec.max_segment,
+                len: size,
+            });
         }
         if spec.boundary != 0 && size > spec.boundary {
-            return Err(ShareError::Boundary { device: party.name(), boundary: spec.boundary, len: size });
+            return Err(ShareError::Boundary {
+                device: party.name(),
+                boundary: spec.boundary,
+                len: size,
+            });
         }
-        let guards = if guard { party.granule().map_or(0, |granule| 2 * granule.size()) } else { 0 };
+        let guards =
+            if guard { party.granule().map_or(0, |granule| 2 * granule.size()) } else { 0 };
         let needed = size.saturating_add(guards);
         let addresses = party.addresses();
         if party.granule().is_some() && addresses.len() < needed {
@@ -191,7 +202,10 @@ fn check_windows(parties: &[Party], united: &Constraints, size: u64) -> Result<(
         return Ok(());
     }
     // The pair that leaves the least tells most.
-    let pairs = parties.iter().enumerate().flat_map(|(index, a)| parties[index..].iter().map(move |b| (a, b)));
+    let pairs = parties
+        .iter()
+        .enumerate()
+        .flat_map(|(index, a)| parties[index..].iter().map(move |b| (a, b)));
     let left = |a: &Party, b: &Party| {
         let both = a.constraints.windows.intersection(&b.constraints.windows);
         (both.longest(united.align), both.is_empty())
@@ -282,10 +296,13 @@ impl Solved {
         let uncached = self.parties.iter().any(|party| !party.device.spec().snoops);
         // Memory for devices that do not snoop is kept in step by explicit syncs if the platform
         // has no uncached view.
-        let blocks = Blocks::new(self.source.clone(), &request, uncached).or_else(|error| match error {
-            crate::mem::FrameError::Unsupported if uncached => Blocks::new(self.source.clone(), &request, false),
-            error => Err(error),
-        });
+        let blocks =
+            Blocks::new(self.source.clone(), &request, uncached).or_else(|error| match error {
+                crate::mem::FrameError::Unsupported if uncached => {
+                    Blocks::new(self.source.clone(), &request, false)
+                }
+                error => Err(error),
+            });
         blocks.map_err(|cause| ShareError::Memory {
             len: self.size,
             align: self.united.align,
@@ -313,7 +330,13 @@ impl fmt::Display for Solved {
         writeln!(f, "alone each would have had:")?;
         for party in &self.parties {
             let size = party.constraints.align.round_up(self.len).unwrap_or(u64::MAX);
-            writeln!(f, "  {:<20} {:#x} bytes in {}", party.device.name(), size, shape(&party.constraints))?;
+            writeln!(
+                f,
+                "  {:<20} {:#x} bytes in {}",
+                party.device.name(),
+                size,
+                shape(&party.constraints)
+            )?;
         }
         Ok(())
     }
@@ -334,6 +357,9 @@ fn shape(constraints: &Constraints) -> String {
 
 impl fmt::Debug for Solved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Solved").field("len", &self.len).field("united", &self.united).finish_non_exhaustive()
+        f.debug_struct("Solved")
+            .field("len", &self.len)
+            .field("united", &self.united)
+            .finish_non_exhaustive()
     }
 }

@@ -163,7 +163,12 @@ impl Solved {
 
 impl Shared {
     /// Maps the buffer for a device. What an earlier one got stays.
-    fn add(&mut self, device: &Device, access: Access, at: Option<DmaAddr>) -> Result<Key, ShareError> {
+    fn add(
+        &mut self,
+        device: &Device,
+        access: Access,
+        at: Option<DmaAddr>,
+    ) -> Result<Key, ShareError> {
         let place = BlockPlacement { access, guard: self.guard, at, len: self.len };
         // SAFETY: the blocks are owned here, and given back only when every device has lost them.
         match unsafe { device.ops().map_blocks(self.blocks.blocks(), &place) } {
@@ -198,7 +203,9 @@ impl Shared {
     }
 
     fn try_all_at(&mut self, parties: &[Party], address: DmaAddr) -> Result<(), ShareError> {
-        parties.iter().try_for_each(|party| self.add(&party.device, party.access, Some(address)).map(|_| ()))
+        parties
+            .iter()
+            .try_for_each(|party| self.add(&party.device, party.access, Some(address)).map(|_| ()))
     }
 
     fn common_address(&self, parties: &[Party]) -> Result<DmaAddr, ShareError> {
@@ -212,7 +219,8 @@ impl Shared {
             for party in parties {
                 let taken = || ShareError::AddressesTaken { device: party.device.name().into() };
                 let most = candidate.min(party.addresses().last());
-                let free = party.device.ops().highest_free(most, self.blocks.size(), align, self.guard);
+                let free =
+                    party.device.ops().highest_free(most, self.blocks.size(), align, self.guard);
                 candidate = free.ok_or_else(taken)?;
             }
             if candidate == before {
@@ -227,7 +235,9 @@ impl Shared {
         for party in parties.iter().filter(|party| party.granule().is_none()) {
             let address = self.bus_address(party);
             match (fixed, address) {
-                (_, None) => return Err(ShareError::AddressesTaken { device: party.device.name().into() }),
+                (_, None) => {
+                    return Err(ShareError::AddressesTaken { device: party.device.name().into() });
+                }
                 (Some((known, first)), Some(address)) if known != address => {
                     return Err(ShareError::NoCommonAddress {
                         first: first.device.name().into(),
@@ -257,7 +267,9 @@ impl Shared {
         let sizes = parties.iter().filter_map(|party| party.demands.translated);
         let best = sizes.flat_map(|translated| {
             let blocks = self.blocks.blocks().iter();
-            blocks.filter_map(move |block| translated.page_sizes.best(0, block.start().raw(), block.len()))
+            blocks.filter_map(move |block| {
+                translated.page_sizes.best(0, block.start().raw(), block.len())
+            })
         });
         best.max().unwrap_or(granule).max(granule)
     }
@@ -267,7 +279,11 @@ impl Shared {
     /// # Errors
     /// [`ShareError::LateAlignment`], [`ShareError::LateReach`], [`ShareError::LateContiguity`] if it
     /// does not; [`ShareError::Attached`] if the device has it already.
-    pub fn attach(&mut self, device: &Device, access: Access) -> Result<Contiguous<'_>, ShareError> {
+    pub fn attach(
+        &mut self,
+        device: &Device,
+        access: Access,
+    ) -> Result<Contiguous<'_>, ShareError> {
         if access.is_empty() {
             return Err(ShareError::NoAccess { device: device.name().into() });
         }
@@ -291,7 +307,11 @@ impl Shared {
         }
         if let Some(granule) = party.granule() {
             if let Some(block) = blocks.iter().find(|block| !block.is_aligned(granule)) {
-                return Err(ShareError::LateAlignment { device: device(), align: granule, block: *block });
+                return Err(ShareError::LateAlignment {
+                    device: device(),
+                    align: granule,
+                    block: *block,
+                });
             }
         }
         if let Some(block) = blocks.iter().find(|block| !constraints.windows.contains(block)) {
@@ -300,10 +320,18 @@ impl Shared {
         }
         let size = self.blocks.size();
         if size > constraints.max_segment {
-            return Err(ShareError::Segment { device: device(), max: constraints.max_segment, len: size });
+            return Err(ShareError::Segment {
+                device: device(),
+                max: constraints.max_segment,
+                len: size,
+            });
         }
         if constraints.boundary != 0 && size > constraints.boundary {
-            return Err(ShareError::Boundary { device: device(), boundary: constraints.boundary, len: size });
+            return Err(ShareError::Boundary {
+                device: device(),
+                boundary: constraints.boundary,
+                len: size,
+            });
         }
         Ok(())
     }
@@ -314,7 +342,11 @@ impl Shared {
     /// [`ShareError::ForeignKey`]; [`ShareError::Unmap`] if the device could not be made to forget
     /// it: the memory is then never given back.
     pub fn detach(&mut self, key: Key) -> Result<(), ShareError> {
-        let index = self.legs.iter().position(|leg| self.key_of(leg) == key).ok_or(ShareError::ForeignKey)?;
+        let index = self
+            .legs
+            .iter()
+            .position(|leg| self.key_of(leg) == key)
+            .ok_or(ShareError::ForeignKey)?;
         let leg = self.legs.remove(index);
         self.end(&leg)
     }
@@ -340,7 +372,12 @@ impl Shared {
     }
 
     fn contiguous<'s>(&'s self, leg: &'s Leg) -> Contiguous<'s> {
-        Contiguous { device: &leg.device, key: self.key_of(leg), live: &leg.live, access: leg.access }
+        Contiguous {
+            device: &leg.device,
+            key: self.key_of(leg),
+            live: &leg.live,
+            access: leg.access,
+        }
     }
 
     /// One device's range.
@@ -368,7 +405,11 @@ impl Shared {
     ///
     /// # Errors
     /// [`ShareError::ForeignKey`].
-    pub fn grant_address<'s>(&'s self, of: Key, bearer: &'s Device) -> Result<AddressGrant<'s>, ShareError> {
+    pub fn grant_address<'s>(
+        &'s self,
+        of: Key,
+        bearer: &'s Device,
+    ) -> Result<AddressGrant<'s>, ShareError> {
         let range = self.get(of)?;
         Ok(AddressGrant {
             bearer: bearer.name(),
@@ -446,7 +487,11 @@ impl Shared {
 
     fn check(&self, offset: u64, len: u64) -> Result<(), ShareError> {
         let end = offset.saturating_add(len);
-        if end <= self.len { Ok(()) } else { Err(ShareError::OutOfBounds { offset, end, len: self.len }) }
+        if end <= self.len {
+            Ok(())
+        } else {
+            Err(ShareError::OutOfBounds { offset, end, len: self.len })
+        }
     }
 
     /// Takes the buffer from all devices and frees the memory.
@@ -481,7 +526,11 @@ impl Drop for Shared {
 
 impl core::fmt::Debug for Shared {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let ranges: Vec<_> = self.legs.iter().map(|leg| (leg.device.name(), leg.live.dma)).collect();
-        f.debug_struct("Shared").field("len", &self.len).field("ranges", &ranges).finish_non_exhaustive()
+        let ranges: Vec<_> =
+            self.legs.iter().map(|leg| (leg.device.name(), leg.live.dma)).collect();
+        f.debug_struct("Shared")
+            .field("len", &self.len)
+            .field("ranges", &ranges)
+            .finish_non_exhaustive()
     }
 }
