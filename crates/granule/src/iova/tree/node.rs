@@ -185,15 +185,25 @@ impl<C: Child, const M: usize> Node<C, M> {
             return Err(NotTaken);
         };
         let change = child.give(low, high, ledger)?;
-        if !child.is_free() {
-            return Ok(self.child_changed(slot, change));
+        if change.is_none() {
+            return Ok(Change::NONE);
+        }
+        let whole = child.is_free();
+        Ok(self.settle(slot, change, whole, ledger))
+    }
+
+    /// Passes on that more of the child at `slot` is free, perhaps the whole.
+    #[inline(never)]
+    fn settle(&mut self, slot: u64, change: Change, whole: bool, ledger: &mut Ledger) -> Change {
+        if !whole {
+            return self.child_changed(slot, change);
         }
         let old = self.rank();
         if let Some(block) = self.kids_mut() {
             block.rerank(slot, Change { old: change.old, new: 0 });
         }
         self.unsplit(slot, ledger);
-        Ok(Change { old, new: self.rank() })
+        Change { old, new: self.rank() }
     }
 
     /// Takes blocks of at least one slot each.
@@ -258,6 +268,7 @@ impl<C: Child, const M: usize> Node<C, M> {
         if untouched {
             self.unsplit(slot, ledger);
         } else if fresh {
+            // It was wholly free, so the change is a real one.
             block.rerank(slot, Change { old: 0, new: change.new });
         } else {
             block.rerank(slot, change);
@@ -384,14 +395,38 @@ impl<C: Child, const M: usize> Tier for Node<C, M> {
         high: u64,
         ledger: &mut Ledger,
     ) -> Change {
-        let old = self.rank();
+        let free = self.free;
+        let best = if free == 0 { self.rank() } else { 0 };
         // 33 to 63 granules want a leaf that is wholly free, and still split it.
         if batch.len >> C::ORDER != 0 {
             self.take_slots(batch, base, low, high);
         } else {
             self.take_smaller(batch, base, low, high, ledger);
         }
-        Change { old, new: self.rank() }
+        if free == 0 {
+            return Change { old: best, new: self.rank() };
+        }
+        if free == self.free {
+            return Change::NONE; // Free slots outrank all split ones.
+        }
+        Change { old: C::ORDER as u8 + rank(free), new: self.rank() }
+    }
+
+    #[inline(always)] // One straight function from the root to the leaf.
+    fn give_small(&mut self, at: u64, bits: u64, ledger: &mut Ledger) -> Result<Change, NotTaken> {
+        let slot = (at >> C::ORDER) & 63;
+        if self.split >> slot & 1 == 0 {
+            return Err(NotTaken);
+        }
+        let Some(child) = self.kids_mut().and_then(|b| b.children.get_mut(slot as usize)) else {
+            return Err(NotTaken);
+        };
+        let change = child.give_small(at & Self::LAST, bits, ledger)?;
+        if change.is_none() {
+            return Ok(Change::NONE);
+        }
+        let whole = child.is_free();
+        Ok(self.settle(slot, change, whole, ledger))
     }
 
     fn give(&mut self, low: u64, high: u64, ledger: &mut Ledger) -> Result<Change, NotTaken> {
