@@ -85,11 +85,13 @@ impl Class {
         Some(Self { index: index as u8, base: *BASE.get(index)?, end: *BASE.get(index + 1)? })
     }
 
-    /// How many ranges move between the tree and an empty or full magazine: few, since what an
-    /// unlucky call costs grows with them, and sizes that come and go at random gain nothing by
-    /// more.
+    /// How many ranges move between the tree and an empty or full magazine. What an unlucky call
+    /// costs grows with them. Of sizes that come and go at random (the odd ones), two are best: more
+    /// at a time would be as many in all.
     fn batch(self) -> usize {
-        (depth_of_class(usize::from(self.index)) / 4).clamp(2, BATCH_MAX)
+        let class = usize::from(self.index);
+        let quarter = depth_of_class(class) / 4;
+        if size_of_class(class).is_power_of_two() { quarter.clamp(2, BATCH_MAX) } else { 2 }
     }
 }
 

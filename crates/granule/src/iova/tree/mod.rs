@@ -26,6 +26,7 @@ mod bits;
 mod block;
 mod leaf;
 mod node;
+mod refill;
 
 use alloc::boxed::Box;
 
