@@ -55,29 +55,43 @@ const _: () = assert!(size_of::<Magazines>() + Magazines::HEAP_BYTES <= 10 * 102
 const SLOTS: usize = BASE[CLASSES] as usize;
 
 /// The longest run of ranges that moves between a magazine and the tree at once.
-pub(super) const BATCH_MAX: usize = 64;
+const BATCH_MAX: usize = 32;
 
-/// A size that is cached.
+/// A size that is cached, with its place in the common array: looked up before the CPU's lock is
+/// taken, since what comes behind the lock cannot overlap with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Class(u8);
+pub(super) struct Class {
+    index: u8,
+    base: u16,
+    end: u16,
+}
 
 impl Class {
     /// The class of `len` granules, if it has one.
     #[inline]
     pub(super) fn of(len: u64) -> Option<Self> {
         if len.wrapping_sub(1) < DENSE {
-            return Some(Self((len - 1) as u8));
+            return Self::at((len - 1) as usize);
         }
         if len > DENSE && len <= LARGEST && len.is_power_of_two() {
             let above = len.trailing_zeros() - DENSE.trailing_zeros() - 1;
-            return Some(Self((DENSE as u32 + above) as u8));
+            return Self::at(DENSE as usize + above as usize);
         }
         None
     }
 
-    /// How many ranges move between the tree and an empty or full magazine.
+    #[inline]
+    fn at(index: usize) -> Option<Self> {
+        Some(Self { index: index as u8, base: *BASE.get(index)?, end: *BASE.get(index + 1)? })
+    }
+
+    /// How many ranges move between the tree and an empty or full magazine. What an unlucky call
+    /// costs grows with them. Of sizes that come and go at random (the odd ones), two are best: more
+    /// at a time would be as many in all.
     fn batch(self) -> usize {
-        (depth_of_class(usize::from(self.0)) / 2).min(BATCH_MAX)
+        let class = usize::from(self.index);
+        let quarter = depth_of_class(class) / 4;
+        if size_of_class(class).is_power_of_two() { quarter.clamp(2, BATCH_MAX) } else { 2 }
     }
 }
 
@@ -102,18 +116,16 @@ impl Magazines {
     /// The stack of a class: its count and its slots.
     #[inline]
     fn stack(&mut self, class: Class) -> Option<(&mut u16, &mut [u64])> {
-        let class = usize::from(class.0);
-        let (base, end) = (*BASE.get(class)?, *BASE.get(class + 1)?);
-        let slots = self.slots.get_mut(usize::from(base)..usize::from(end))?;
-        Some((self.count.get_mut(class)?, slots))
+        let slots = self.slots.get_mut(usize::from(class.base)..usize::from(class.end))?;
+        Some((self.count.get_mut(usize::from(class.index))?, slots))
     }
 
     /// Takes the range that was put in last.
     #[inline]
     pub(super) fn pop(&mut self, class: Class) -> Option<u64> {
-        let (count, slots) = self.stack(class)?;
+        let count = self.count.get_mut(usize::from(class.index))?;
         let left = count.checked_sub(1)?;
-        let start = *slots.get(usize::from(left))?;
+        let start = *self.slots.get(usize::from(class.base) + usize::from(left))?;
         *count = left;
         Some(start)
     }
@@ -135,8 +147,12 @@ impl Magazines {
     /// Puts a range in; false if the magazine is full.
     #[inline]
     pub(super) fn push(&mut self, class: Class, start: u64) -> bool {
-        let Some((count, slots)) = self.stack(class) else { return false };
-        let Some(slot) = slots.get_mut(usize::from(*count)) else { return false };
+        let Some(count) = self.count.get_mut(usize::from(class.index)) else { return false };
+        let place = class.base + *count;
+        if place >= class.end {
+            return false;
+        }
+        let Some(slot) = self.slots.get_mut(usize::from(place)) else { return false };
         *slot = start;
         *count += 1;
         true
@@ -159,13 +175,13 @@ impl Magazines {
 
     /// Hands everything to `sink`.
     pub(super) fn drain_all(&mut self, mut sink: impl FnMut(u64, u64)) {
-        for class in 0..CLASSES as u8 {
-            self.drain(Class(class), usize::MAX, &mut sink);
+        for class in (0..CLASSES).filter_map(Class::at) {
+            self.drain(class, usize::MAX, &mut sink);
         }
     }
 
     fn drain(&mut self, class: Class, limit: usize, mut sink: impl FnMut(u64, u64)) {
-        let size = size_of_class(usize::from(class.0));
+        let size = size_of_class(usize::from(class.index));
         let Some((count, slots)) = self.stack(class) else { return };
         let filled = usize::from(*count);
         let drained = filled.min(limit);
@@ -190,7 +206,7 @@ mod tests {
     #[test]
     fn classes_and_sizes_agree() {
         for class in 0..CLASSES {
-            assert_eq!(Class::of(size_of_class(class)), Some(Class(class as u8)));
+            assert_eq!(Class::of(size_of_class(class)), Class::at(class));
         }
         for len in [0, 65, 96, 127, 129, 1023, 1025, 2048, u64::MAX] {
             assert_eq!(Class::of(len), None);
@@ -211,9 +227,10 @@ mod tests {
         let mut drained = std::vec::Vec::new();
         magazines.drain_some(class, |start, len| drained.push((start, len)));
         assert_eq!(drained.first(), Some(&(0, 1024)));
-        assert_eq!(drained.len() as u64, pushed / 2);
+        let drained = drained.len() as u64;
+        assert!(drained != 0 && drained < pushed);
         assert_eq!(magazines.pop(class), Some((pushed - 1) * 1024));
-        assert_eq!(magazines.granules(), (pushed - pushed / 2 - 1) * 1024);
+        assert_eq!(magazines.granules(), (pushed - drained - 1) * 1024);
     }
 
     #[test]

@@ -200,7 +200,12 @@ impl Space {
     }
 
     fn give_any(&mut self, span: Span) -> Result<(), NotTaken> {
-        self.tree.give(span.low - self.base, span.high - self.base, &mut self.ledger)?;
+        let (low, high) = (span.low - self.base, span.high - self.base);
+        if span.len() < 64 && low >> 6 == high >> 6 {
+            self.tree.give_small(low, (1 << span.len()) - 1, &mut self.ledger)?;
+        } else {
+            self.tree.give(low, high, &mut self.ledger)?;
+        }
         self.free += span.len();
         Ok(())
     }

@@ -72,8 +72,13 @@ impl Tier for Leaf {
     }
 
     #[inline]
-    fn give(&mut self, low: u64, high: u64, _: &mut Ledger) -> Result<Change, NotTaken> {
-        let bits = ones(low, high);
+    fn give(&mut self, low: u64, high: u64, ledger: &mut Ledger) -> Result<Change, NotTaken> {
+        self.give_small(low, ones(0, high - low), ledger)
+    }
+
+    #[inline(always)]
+    fn give_small(&mut self, at: u64, bits: u64, _: &mut Ledger) -> Result<Change, NotTaken> {
+        let bits = bits << at;
         if self.0 & bits != 0 {
             return Err(NotTaken);
         }

@@ -26,6 +26,7 @@ mod bits;
 mod block;
 mod leaf;
 mod node;
+mod refill;
 
 use alloc::boxed::Box;
 
@@ -168,6 +169,9 @@ pub(super) trait Tier: Send {
 
     /// Frees `low..=high`, which was taken as one. On failure nothing has changed.
     fn give(&mut self, low: u64, high: u64, ledger: &mut Ledger) -> Result<Change, NotTaken>;
+
+    /// The same for a part of one leaf: `bits`, of which the lowest is `at`.
+    fn give_small(&mut self, at: u64, bits: u64, ledger: &mut Ledger) -> Result<Change, NotTaken>;
 
     /// Whether `low..=high` can be given: all of it taken, and no part of a larger whole.
     fn holds(&self, low: u64, high: u64) -> bool;

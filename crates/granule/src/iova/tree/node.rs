@@ -5,6 +5,7 @@ use core::mem::size_of;
 
 use super::bits::{aligned, bottom, ones, rank, runs, starts_within, top};
 use super::block::Block;
+use super::refill::{clip, first_slot, last_slot};
 use super::{Batch, Change, Child, Extents, Ledger, NoMemory, NotTaken, Query, Tier};
 
 /// How many idle blocks of children a tree keeps, so that a range at an edge which comes and goes
@@ -14,19 +15,11 @@ const IDLE_MAX: usize = 24;
 /// Sixty-four slots of 2^`C::ORDER` granules; `M` is `C::ORDER`.
 pub(super) struct Node<C, const M: usize> {
     /// Slots that are wholly free.
-    free: u64,
+    pub(super) free: u64,
     /// Slots whose child tells; never at the same time in `free`. In neither: taken as a whole.
     split: u64,
     /// Present while a slot is split. A child that is not split has no split slots itself.
     block: Option<Box<[Block<C, M>; 1]>>,
-}
-
-/// The part of `low..=high` that lies in one slot, counted from the slot's start.
-#[inline]
-fn clip<C: Child>(slot: u64, low: u64, high: u64) -> (u64, u64) {
-    let start = slot << C::ORDER;
-    let last = start | ((1 << C::ORDER) - 1);
-    (low.max(start) - start, high.min(last) - start)
 }
 
 impl<C: Child, const M: usize> Node<C, M> {
@@ -39,7 +32,7 @@ impl<C: Child, const M: usize> Node<C, M> {
     }
 
     #[inline]
-    fn kids_mut(&mut self) -> Option<&mut Block<C, M>> {
+    pub(super) fn kids_mut(&mut self) -> Option<&mut Block<C, M>> {
         self.block.as_deref_mut().map(|[block]| block)
     }
 
@@ -51,7 +44,7 @@ impl<C: Child, const M: usize> Node<C, M> {
 
     /// The split children that hold a free block of 2^`order` granules.
     #[inline]
-    fn holding(&self, order: u32) -> u64 {
+    pub(super) fn holding(&self, order: u32) -> u64 {
         self.kids().and_then(|block| block.masks.get(order as usize)).map_or(0, |mask| *mask)
     }
 
@@ -81,7 +74,7 @@ impl<C: Child, const M: usize> Node<C, M> {
     }
 
     /// Makes a free slot a split one, whose child is still wholly free and in no mask.
-    fn split(&mut self, slot: u64, ledger: &mut Ledger) -> Result<(), NoMemory> {
+    pub(super) fn split(&mut self, slot: u64, ledger: &mut Ledger) -> Result<(), NoMemory> {
         if self.block.is_none() {
             self.block = Some(Block::allocate()?);
             ledger.bytes += size_of::<Block<C, M>>();
@@ -97,7 +90,7 @@ impl<C: Child, const M: usize> Node<C, M> {
     }
 
     /// Makes a split slot, whose child is wholly free and in no mask, a free one again.
-    fn unsplit(&mut self, slot: u64, ledger: &mut Ledger) {
+    pub(super) fn unsplit(&mut self, slot: u64, ledger: &mut Ledger) {
         self.free |= 1 << slot;
         self.split &= !(1 << slot);
         if self.split != 0 {
@@ -185,83 +178,35 @@ impl<C: Child, const M: usize> Node<C, M> {
             return Err(NotTaken);
         };
         let change = child.give(low, high, ledger)?;
-        if !child.is_free() {
-            return Ok(self.child_changed(slot, change));
+        if change.is_none() {
+            return Ok(Change::NONE);
+        }
+        let whole = child.is_free();
+        Ok(self.settle(slot, change, whole, ledger))
+    }
+
+    /// Gives slots back that were taken as wholes.
+    fn give_slots(&mut self, slots: u64) -> Result<Change, NotTaken> {
+        if (self.free | self.split) & slots != 0 {
+            return Err(NotTaken);
+        }
+        let old = self.rank();
+        self.free |= slots;
+        Ok(Change { old, new: self.rank() })
+    }
+
+    /// Passes on that more of the child at `slot` is free, perhaps the whole.
+    #[inline(never)]
+    fn settle(&mut self, slot: u64, change: Change, whole: bool, ledger: &mut Ledger) -> Change {
+        if !whole {
+            return self.child_changed(slot, change);
         }
         let old = self.rank();
         if let Some(block) = self.kids_mut() {
             block.rerank(slot, Change { old: change.old, new: 0 });
         }
         self.unsplit(slot, ledger);
-        Ok(Change { old, new: self.rank() })
-    }
-
-    /// Takes blocks of at least one slot each.
-    fn take_slots(&mut self, batch: &mut Batch<'_>, base: u64, low: u64, high: u64) {
-        let order = batch.order - C::ORDER;
-        let (Some(first), last) = (first_slot::<C>(low), last_slot::<C>(high)) else { return };
-        let Some(last) = last else { return };
-        let mut starts = runs(self.free, order) & starts_within(order, first, last);
-        while let Some(start) = top(starts) {
-            if batch.is_done() {
-                break;
-            }
-            starts &= !(1 << start);
-            self.free &= !ones(start, start + (1 << order) - 1);
-            batch.push(base + (start << C::ORDER));
-        }
-    }
-
-    /// Takes blocks that are smaller than a slot, from split slots first if they have them.
-    fn take_smaller(
-        &mut self,
-        batch: &mut Batch<'_>,
-        base: u64,
-        low: u64,
-        high: u64,
-        ledger: &mut Ledger,
-    ) {
-        let mut within = ones(low >> C::ORDER, high >> C::ORDER);
-        while !batch.is_done() {
-            let Some(slot) =
-                top(self.holding(batch.order) & within).or_else(|| top(self.free & within))
-            else {
-                return;
-            };
-            let (low, high) = clip::<C>(slot, low, high);
-            let before = batch.filled;
-            self.take_smaller_in(slot, batch, base + (slot << C::ORDER), low, high, ledger);
-            if batch.filled == before {
-                within &= !(1 << slot); // At the window's edge: nothing there lies wholly inside.
-            }
-        }
-    }
-
-    fn take_smaller_in(
-        &mut self,
-        slot: u64,
-        batch: &mut Batch<'_>,
-        base: u64,
-        low: u64,
-        high: u64,
-        ledger: &mut Ledger,
-    ) {
-        let fresh = self.free >> slot & 1 == 1;
-        if fresh && self.split(slot, ledger).is_err() {
-            batch.no_memory = true;
-            return;
-        }
-        let Some(block) = self.kids_mut() else { return };
-        let Some(child) = block.children.get_mut(slot as usize) else { return };
-        let change = child.take_many(batch, base, low, high, ledger);
-        let untouched = child.is_free();
-        if untouched {
-            self.unsplit(slot, ledger);
-        } else if fresh {
-            block.rerank(slot, Change { old: 0, new: change.new });
-        } else {
-            block.rerank(slot, change);
-        }
+        Change { old, new: self.rank() }
     }
 
     /// The highest suitable block in a slot that is wholly free.
@@ -278,19 +223,6 @@ impl<C: Child, const M: usize> Node<C, M> {
         let within = starts_within(order, first_slot::<C>(low)?, last_slot::<C>(high)?);
         top(starts & within).map(|slot| slot << C::ORDER)
     }
-}
-
-/// The first slot that begins at or behind `low`.
-#[inline]
-fn first_slot<C: Child>(low: u64) -> Option<u64> {
-    let slot = (low >> C::ORDER) + u64::from(low & ((1 << C::ORDER) - 1) != 0);
-    if slot < 64 { Some(slot) } else { None }
-}
-
-/// The last slot that ends at or before `high`.
-#[inline]
-fn last_slot<C: Child>(high: u64) -> Option<u64> {
-    ((high + 1) >> C::ORDER).checked_sub(1)
 }
 
 impl<C: Child, const M: usize> Child for Node<C, M> {
@@ -384,20 +316,47 @@ impl<C: Child, const M: usize> Tier for Node<C, M> {
         high: u64,
         ledger: &mut Ledger,
     ) -> Change {
-        let old = self.rank();
+        let free = self.free;
+        let best = if free == 0 { self.rank() } else { 0 };
         // 33 to 63 granules want a leaf that is wholly free, and still split it.
         if batch.len >> C::ORDER != 0 {
             self.take_slots(batch, base, low, high);
         } else {
             self.take_smaller(batch, base, low, high, ledger);
         }
-        Change { old, new: self.rank() }
+        if free == 0 {
+            return Change { old: best, new: self.rank() };
+        }
+        if free == self.free {
+            return Change::NONE; // Free slots outrank all split ones.
+        }
+        Change { old: C::ORDER as u8 + rank(free), new: self.rank() }
+    }
+
+    #[inline(always)] // One straight function from the root to the leaf.
+    fn give_small(&mut self, at: u64, bits: u64, ledger: &mut Ledger) -> Result<Change, NotTaken> {
+        let slot = (at >> C::ORDER) & 63;
+        if self.split >> slot & 1 == 0 {
+            return Err(NotTaken);
+        }
+        let Some(child) = self.kids_mut().and_then(|b| b.children.get_mut(slot as usize)) else {
+            return Err(NotTaken);
+        };
+        let change = child.give_small(at & Self::LAST, bits, ledger)?;
+        if change.is_none() {
+            return Ok(Change::NONE);
+        }
+        let whole = child.is_free();
+        Ok(self.settle(slot, change, whole, ledger))
     }
 
     fn give(&mut self, low: u64, high: u64, ledger: &mut Ledger) -> Result<Change, NotTaken> {
         let (first, last) = (low >> C::ORDER, high >> C::ORDER);
-        let whole = (low | !Self::LAST) == !Self::LAST && high & Self::LAST == Self::LAST;
-        if first == last && !whole {
+        let whole = low & Self::LAST == 0 && high & Self::LAST == Self::LAST;
+        if whole {
+            return self.give_slots(ones(first, last));
+        }
+        if first == last {
             return self.give_in(first, low & Self::LAST, high & Self::LAST, ledger);
         }
         if !self.holds(low, high) {
