@@ -81,6 +81,8 @@ pub(crate) struct TranslatedDemands {
     pub page_sizes: PageSizes,
     /// Tells domains apart.
     pub domain: usize,
+    /// What DMA addresses have above the bits that the table indexes.
+    pub base: u64,
 }
 
 /// One device's way to memory.

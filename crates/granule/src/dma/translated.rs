@@ -391,6 +391,7 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
                 granule: self.domain.granule(),
                 page_sizes: geometry.page_sizes,
                 domain: Arc::as_ptr(&self.domain).addr(),
+                base: self.base,
             }),
             windows: alloc::vec![(geometry.output, DmaAddr::new(0))],
             // A part of a legal range, moved by a base that has none of its bits.

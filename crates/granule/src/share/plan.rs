@@ -27,6 +27,7 @@ use crate::dma::{BlockRequest, Blocks, Demands, Device, FrameSource};
 pub struct Plan {
     len: u64,
     parties: Vec<(Device, Access)>,
+    later: Vec<Device>,
     guard: bool,
     same_address: bool,
 }
@@ -34,12 +35,19 @@ pub struct Plan {
 impl Plan {
     /// A plan for `len` bytes.
     pub fn new(len: u64) -> Self {
-        Self { len, parties: Vec::new(), guard: false, same_address: false }
+        Self { len, parties: Vec::new(), later: Vec::new(), guard: false, same_address: false }
     }
 
     /// Adds a device and what it may do.
     pub fn device(mut self, device: &Device, access: Access) -> Self {
         self.parties.push((device.clone(), access));
+        self
+    }
+
+    /// Counts on a device that will be given the buffer later, by [`Shared::attach`](super::Shared::attach):
+    /// the memory meets its constraints, but nothing is mapped for it yet.
+    pub fn later(mut self, device: &Device) -> Self {
+        self.later.push(device.clone());
         self
     }
 
@@ -64,7 +72,7 @@ impl Plan {
             return Err(ShareError::Empty);
         }
         let parties = self.parties()?;
-        let first = parties.first().ok_or(ShareError::NoDevice)?;
+        let first = parties.iter().find(|party| !party.later).ok_or(ShareError::NoDevice)?;
         let source = first.device.ops().frames();
         check_machines(&parties)?;
         let none = Constraints::none(source.cpu_page());
@@ -94,6 +102,12 @@ impl Plan {
             }
             parties.push(Party::new(device, *access));
         }
+        for device in &self.later {
+            // Named among the others too, it simply has the buffer from the start.
+            if !parties.iter().any(|party| party.device.is(device)) {
+                parties.push(Party { later: true, ..Party::new(device, Access::empty()) });
+            }
+        }
         Ok(parties)
     }
 }
@@ -105,13 +119,26 @@ pub struct Party {
     pub(super) access: Access,
     pub(super) demands: Demands,
     constraints: Constraints,
+    /// Counted on, but not mapped for yet.
+    later: bool,
 }
 
 impl Party {
     pub(super) fn new(device: &Device, access: Access) -> Self {
         let demands = device.ops().demands();
         let constraints = constraints(device, &demands);
-        Self { device: device.clone(), access, demands, constraints }
+        Self { device: device.clone(), access, demands, constraints, later: false }
+    }
+
+    /// Whether the device will be given the buffer later.
+    pub fn is_later(&self) -> bool {
+        self.later
+    }
+
+    /// Whether both use the same addresses of the same domain, so that one mapping serves both.
+    pub(super) fn same_space(&self, other: &Self) -> bool {
+        let space = |party: &Self| party.demands.translated.map(|space| (space.domain, space.base));
+        space(self).is_some() && space(self) == space(other)
     }
 
     /// The device.

@@ -12,6 +12,9 @@ use super::{ShareError, Solved, Windows};
 use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
 use crate::dma::{BlockPlacement, Blocks, Device, Live, Side};
 
+/// How often a search for a common address starts over when others take what it found.
+const RACES: usize = 64;
+
 /// Numbers buffers, so that a key of one is no key of another.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -116,6 +119,8 @@ struct Leg {
     device: Device,
     live: Live,
     access: Access,
+    /// The leg whose mapping this one uses: a device of the same domain, at the same address.
+    borrows: Option<u64>,
 }
 
 /// A buffer that several devices have.
@@ -150,10 +155,11 @@ impl Solved {
             legs: Vec::with_capacity(self.parties.len()),
             lost: false,
         };
+        let parties: Vec<&Party> = self.parties.iter().filter(|party| !party.is_later()).collect();
         if self.same_address {
-            shared.map_at_one_address(&self.parties)?;
+            shared.map_at_one_address(&parties)?;
         } else {
-            for party in &self.parties {
+            for party in &parties {
                 shared.add(&party.device, party.access, None)?;
             }
         }
@@ -172,12 +178,7 @@ impl Shared {
         let place = BlockPlacement { access, guard: self.guard, at, len: self.len };
         // SAFETY: the blocks are owned here, and given back only when every device has lost them.
         match unsafe { device.ops().map_blocks(self.blocks.blocks(), &place) } {
-            Ok(live) => {
-                let number = self.next_leg;
-                self.next_leg += 1;
-                self.legs.push(Leg { number, device: device.clone(), live, access });
-                Ok(Key { buffer: self.number, leg: number })
-            }
+            Ok(live) => Ok(self.push(device, live, access, None)),
             Err(error) => {
                 self.lost |= error.is_stale();
                 Err(error.into())
@@ -185,30 +186,53 @@ impl Shared {
         }
     }
 
+    fn push(&mut self, device: &Device, live: Live, access: Access, borrows: Option<u64>) -> Key {
+        let number = self.next_leg;
+        self.next_leg += 1;
+        self.legs.push(Leg { number, device: device.clone(), live, access, borrows });
+        Key { buffer: self.number, leg: number }
+    }
+
     /// Finds one address that is free for all, from the highest down, and maps there.
     ///
     /// Each device in turn lowers the candidate to its own highest free address; when a full round
     /// changes nothing, it suits all. The candidate only sinks, so this ends.
-    fn map_at_one_address(&mut self, parties: &[Party]) -> Result<(), ShareError> {
-        loop {
+    fn map_at_one_address(&mut self, parties: &[&Party]) -> Result<(), ShareError> {
+        let mut result = Ok(());
+        for _ in 0..RACES {
             let address = self.common_address(parties)?;
-            match self.try_all_at(parties, address) {
-                Err(ShareError::Device(error)) if is_taken(&error) => {
-                    // Somebody took it meanwhile: look again.
-                    self.drop_legs()?;
-                }
-                result => return result,
+            result = self.try_all_at(parties, address);
+            match &result {
+                // Somebody took it meanwhile: look again.
+                Err(ShareError::Device(error)) if is_taken(error) => self.drop_legs()?,
+                _ => return result,
             }
         }
+        result
     }
 
-    fn try_all_at(&mut self, parties: &[Party], address: DmaAddr) -> Result<(), ShareError> {
-        parties
-            .iter()
-            .try_for_each(|party| self.add(&party.device, party.access, Some(address)).map(|_| ()))
+    fn try_all_at(&mut self, parties: &[&Party], address: DmaAddr) -> Result<(), ShareError> {
+        for (index, party) in parties.iter().enumerate() {
+            let owner = parties[..index].iter().position(|other| other.same_space(party));
+            match owner.and_then(|owner| self.legs.get(owner)).map(|leg| (leg.live, leg.number)) {
+                Some((live, number)) => {
+                    self.push(&party.device, live, party.access, Some(number));
+                }
+                None => {
+                    // One mapping serves all of a domain: it allows what any of them may do.
+                    let together = parties.iter().filter(|other| other.same_space(party));
+                    let access = together.fold(party.access, |sum, other| sum | other.access);
+                    self.add(&party.device, access, Some(address))?;
+                    if let Some(leg) = self.legs.last_mut() {
+                        leg.access = party.access;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
-    fn common_address(&self, parties: &[Party]) -> Result<DmaAddr, ShareError> {
+    fn common_address(&self, parties: &[&Party]) -> Result<DmaAddr, ShareError> {
         let align = self.common_align(parties);
         let mut candidate = match self.direct_address(parties)? {
             Some(fixed) => return Ok(fixed),
@@ -230,7 +254,7 @@ impl Shared {
     }
 
     /// A direct device's address is where the memory is: all others must use that.
-    fn direct_address(&self, parties: &[Party]) -> Result<Option<DmaAddr>, ShareError> {
+    fn direct_address(&self, parties: &[&Party]) -> Result<Option<DmaAddr>, ShareError> {
         let mut fixed: Option<(DmaAddr, &Party)> = None;
         for party in parties.iter().filter(|party| party.granule().is_none()) {
             let address = self.bus_address(party);
@@ -261,8 +285,8 @@ impl Shared {
         bus.checked_add(block.start().offset_from(window.start())?)
     }
 
-    fn common_align(&self, parties: &[Party]) -> u64 {
-        let granules = parties.iter().filter_map(Party::granule);
+    fn common_align(&self, parties: &[&Party]) -> u64 {
+        let granules = parties.iter().filter_map(|party| party.granule());
         let granule = granules.max().map_or(1, |granule| granule.size());
         let sizes = parties.iter().filter_map(|party| party.demands.translated);
         let best = sizes.flat_map(|translated| {
@@ -352,10 +376,25 @@ impl Shared {
     }
 
     fn end(&mut self, leg: &Leg) -> Result<(), ShareError> {
+        if leg.borrows.is_some() || self.inherit(leg) {
+            return Ok(());
+        }
         // SAFETY: the leg was taken out of the list: its mapping ends once.
         let result = unsafe { leg.device.ops().end(&leg.live, true, None) };
         self.lost |= result.is_err();
         result.map(|_| ()).map_err(ShareError::from)
+    }
+
+    /// Hands a mapping on to a device of the same domain that uses it too, if there is one.
+    fn inherit(&mut self, leg: &Leg) -> bool {
+        let mut heirs = self.legs.iter_mut().filter(|heir| heir.borrows == Some(leg.number));
+        let Some(heir) = heirs.next() else {
+            return false;
+        };
+        heir.borrows = None;
+        let number = heir.number;
+        heirs.for_each(|other| other.borrows = Some(number));
+        true
     }
 
     /// Takes the buffer from all devices. All are tried; the first error is returned.
