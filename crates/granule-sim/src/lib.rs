@@ -9,7 +9,7 @@
 //! | [`platform`] | [`granule::mem::Platform`] on all that |
 //! | [`walk`] | page-table walkers, written from the specifications alone |
 //! | [`iommu`] | IOMMUs that remember what they were not told to forget |
-//! | [`unit`] | the driver through which the core programs them |
+//! | [`mod@unit`] | the driver through which the core programs them |
 //! | [`device`], [`hostile`] | bus masters, honest and not |
 //! | [`faults`], [`clock`] | what fails, and when |
 //!

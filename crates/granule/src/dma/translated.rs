@@ -689,7 +689,7 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
     }
 
     fn detach(&self) -> bool {
-        let blocked = self.domain.detach_streams(&self.streams);
+        let blocked = self.domain.detach_streams(&self.streams, self.core.spec.trusted);
         if !blocked {
             self.domain.lose();
         }

@@ -44,15 +44,28 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     ///
     /// # Errors
     /// [`StreamError`]; no stream is then attached that was not before.
-    pub fn attach_streams(&self, streams: &[Stream], trusted: bool) -> Result<(), StreamError> {
-        if !trusted {
-            self.distrust().map_err(|exposed| StreamError::Exposing { exposed })?;
-            // What exposed something and was unmapped may still be cached.
-            self.flush().map_err(TranslationError::from)?;
+    pub(crate) fn attach_streams(
+        &self,
+        streams: &[Stream],
+        trusted: bool,
+    ) -> Result<(), StreamError> {
+        if trusted {
+            return self.attach_all(streams, trusted);
         }
+        self.distrust().map_err(|exposed| StreamError::Exposing { exposed })?;
+        // What exposed something and was unmapped may still be cached.
+        let flushed = self.flush().map_err(|error| TranslationError::from(error).into());
+        let attached = flushed.and_then(|()| self.attach_all(streams, trusted));
+        if attached.is_err() {
+            self.trust_again();
+        }
+        attached
+    }
+
+    fn attach_all(&self, streams: &[Stream], trusted: bool) -> Result<(), StreamError> {
         for (index, stream) in streams.iter().enumerate() {
             if let Err(error) = self.attach_one(*stream, trusted) {
-                self.detach_streams(&streams[..index]);
+                self.block_streams(&streams[..index]);
                 return Err(error);
             }
         }
@@ -86,10 +99,19 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         }
     }
 
-    /// Blocks streams. One that cannot be blocked keeps the domain's tables alive for ever; the
-    /// answer is whether all were blocked.
-    pub fn detach_streams(&self, streams: &[Stream]) -> bool {
-        // All are tried, even behind one that hangs.
+    /// Takes a device's streams off the domain: the counterpart of
+    /// [`attach_streams`](Self::attach_streams), with the same arguments. A stream that cannot be
+    /// blocked keeps the domain's tables alive for ever; the answer is whether all were blocked.
+    pub(crate) fn detach_streams(&self, streams: &[Stream], trusted: bool) -> bool {
+        let blocked = self.block_streams(streams);
+        if blocked && !trusted {
+            self.trust_again();
+        }
+        blocked
+    }
+
+    /// Blocks streams. All are tried, even behind one that hangs.
+    fn block_streams(&self, streams: &[Stream]) -> bool {
         streams.iter().filter(|stream| self.translation().detach(**stream).is_err()).count() == 0
     }
 }

@@ -15,6 +15,8 @@ enum Holder {
     Domain(usize),
     /// Nobody translates it: it is let through.
     Bypass,
+    /// Nobody may use it.
+    Blocked,
 }
 
 /// One IOMMU of the machine: the driver's [`Unit`] and the streams that are in use.
@@ -99,6 +101,25 @@ impl<P: Platform, U: Unit> Iommu<P, U> {
         Ok(())
     }
 
+    /// Blocks a stream and keeps everybody else from using it, until the result is dropped: a domain
+    /// that maps nothing. For a device that misbehaves, or that has no driver yet.
+    ///
+    /// # Errors
+    /// [`TranslationError::Group`] if the stream is in use; [`TranslationError::Unit`] if firmware
+    /// locked it, or the unit lacks it.
+    pub fn block(self: &Arc<Self>, stream: StreamId) -> Result<Blocked<P, U>, TranslationError> {
+        if !self.unit.locked_roots(stream).is_empty() {
+            return Err(UnitError::Locked { unit: self.unit.info().name.clone(), stream }.into());
+        }
+        self.take(stream, Holder::Blocked)?;
+        // SAFETY: `on` is false: the stream loses access.
+        if let Err(error) = unsafe { self.unit.bypass(stream, false) } {
+            self.release(stream);
+            return Err(error.into());
+        }
+        Ok(Blocked { iommu: self.clone(), stream })
+    }
+
     fn take(&self, stream: StreamId, holder: Holder) -> Result<bool, TranslationError> {
         let mut streams = self.streams.lock();
         for (other, held) in streams.iter() {
@@ -113,5 +134,25 @@ impl<P: Platform, U: Unit> Iommu<P, U> {
         let first = !streams.iter().any(|(held, _)| *held == stream);
         streams.push((stream, holder));
         Ok(first)
+    }
+}
+
+/// A stream that reaches nothing, and that nobody else may use, while this lives.
+pub struct Blocked<P: Platform, U: Unit> {
+    iommu: Arc<Iommu<P, U>>,
+    stream: StreamId,
+}
+
+impl<P: Platform, U: Unit> Blocked<P, U> {
+    /// The stream.
+    pub fn stream(&self) -> StreamId {
+        self.stream
+    }
+}
+
+impl<P: Platform, U: Unit> Drop for Blocked<P, U> {
+    fn drop(&mut self) {
+        // The stream stays blocked; it is only free to be attached again.
+        self.iommu.release(self.stream);
     }
 }

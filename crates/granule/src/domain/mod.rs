@@ -27,7 +27,7 @@ pub use attach::StreamError;
 pub use config::{DomainConfig, InvalidationPolicy, Reserved, ReservedUse};
 pub use counters::{Footprint, Stats};
 pub use error::{DomainError, TranslationError};
-pub use iommu::Iommu;
+pub use iommu::{Blocked, Iommu};
 pub use mirror::Mirror;
 pub use paged::Paged;
 pub use space::{Domain, DomainStats, Mapped, Placement, UnmapError};

@@ -9,7 +9,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket};
 use super::{
@@ -31,8 +31,8 @@ pub struct Domain<P: Platform, T: Translation> {
     iova: IovaAllocator<P>,
     granule: Granule,
     quarantine: Option<Quarantine<P>>,
-    /// Set once a device that is not trusted has been attached; never cleared.
-    untrusted: AtomicBool,
+    /// How many devices that are not trusted are attached.
+    untrusted: AtomicUsize,
     /// Bytes exposed to the domain's devices now. Only touched by mappings that expose.
     exposed: AtomicU64,
     poisoned: AtomicBool,
@@ -138,7 +138,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             iova,
             granule,
             quarantine,
-            untrusted: AtomicBool::new(false),
+            untrusted: AtomicUsize::new(0),
             exposed: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             leaked: AtomicU64::new(0),
@@ -221,9 +221,10 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         self.quarantine.is_some()
     }
 
-    /// Whether a device that is not trusted has ever been attached.
+    /// Whether a device that is not trusted is attached: nothing is then exposed to any device of
+    /// the domain.
     pub fn is_untrusted(&self) -> bool {
-        self.untrusted.load(Ordering::SeqCst)
+        self.untrusted.load(Ordering::SeqCst) != 0
     }
 
     /// Whether an invalidation failed; nothing new is mapped then.
@@ -250,7 +251,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             return true;
         }
         self.exposed.fetch_add(bytes, Ordering::SeqCst);
-        if self.untrusted.load(Ordering::SeqCst) {
+        if self.is_untrusted() {
             self.exposed.fetch_sub(bytes, Ordering::SeqCst);
             return false;
         }
@@ -264,16 +265,22 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         }
     }
 
-    /// From now on the domain exposes nothing. If it does already, answers how many bytes, and
-    /// stays as it was.
+    /// Counts in a device that is not trusted: from now on the domain exposes nothing. If it does
+    /// already, answers how many bytes, and stays as it was.
     pub(crate) fn distrust(&self) -> Result<(), u64> {
-        let before = self.untrusted.swap(true, Ordering::SeqCst);
-        let exposed = self.exposed.load(Ordering::SeqCst);
-        if exposed != 0 && !before {
-            self.untrusted.store(false, Ordering::SeqCst);
-            return Err(exposed);
+        self.untrusted.fetch_add(1, Ordering::SeqCst);
+        match self.exposed.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            exposed => {
+                self.trust_again();
+                Err(exposed)
+            }
         }
-        Ok(())
+    }
+
+    /// Counts such a device out again: it is gone, or was never attached.
+    pub(crate) fn trust_again(&self) {
+        self.untrusted.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Takes IOVA space. If there is none, what waits in quarantine is flushed first.
