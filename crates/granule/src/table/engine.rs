@@ -101,6 +101,20 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         unsafe { Table::at(&self.memory, self.root, self.root_level(), self.geometry.root_entries) }
     }
 
+    /// The lowest table on the way to `iova` that exists. `iova` must be inside the input bits.
+    #[inline(always)]
+    pub(super) fn lowest(&self, iova: u64) -> Table<'_, F, M> {
+        let root = self.root();
+        match self.geometry.levels {
+            1 => root,
+            2 => root.lowest::<2>(iova),
+            3 => root.lowest::<3>(iova),
+            4 => root.lowest::<4>(iova),
+            5 => root.lowest::<5>(iova),
+            _ => root.lowest::<6>(iova),
+        }
+    }
+
     /// The table of `level` that `iova` is looked up in; missing ones are made and linked.
     #[inline(always)]
     pub(super) fn table_at(&self, iova: u64, level: u32) -> Result<Table<'_, F, M>, TableError> {

@@ -1,8 +1,8 @@
 //! Mapping: the largest page at every step, one cursor, all or nothing.
 
-use super::access::{Slot, Table};
+use super::access::{self, Slot, Table};
 use super::format::{Fence, Format, encode, shift};
-use super::geometry::check_access;
+use super::geometry::{Run, check_access};
 use super::hint::Hint;
 use super::{Contents, Entry, PageTable, TableError, TableMemory, run};
 use crate::addr::{Attributes, Iova, PhysRange};
@@ -14,9 +14,15 @@ struct Cursor<'t, F: Format, M: TableMemory> {
     /// The bits of a single page's leaf.
     page: u64,
     at: u64,
-    /// The table of level 0 found last, and the address it starts at.
-    leaf: Option<(u64, Table<'t, F, M>)>,
+    /// The table of level 0 found last, unless that is the root.
+    leaf: &'t [M::Entry],
+    leaf_phys: u64,
+    /// Where it starts, or [`NOWHERE`].
+    base: u64,
 }
+
+/// An address far above every table.
+const NOWHERE: u64 = 1 << 63;
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// Maps `phys` at `iova` with the largest pages that fit, and returns a hint for
@@ -43,8 +49,13 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     ) -> Result<Hint, TableError> {
         let start = self.check(iova, phys, attributes)?;
         let mut cursor = Cursor::new(self, start, attributes);
-        let done = cursor.write(phys.start().raw(), phys.len(), self.root_level());
-        cursor.finish(start, done)?;
+        cursor.look(phys.len());
+        if !cursor.short(phys.start().raw(), phys.len()) {
+            let done = cursor.write(phys.start().raw(), phys.len(), self.root_level());
+            cursor.finish(start, done)?;
+        } else {
+            self.memory.barrier();
+        }
         Ok(cursor.hint(start))
     }
 
@@ -133,7 +144,59 @@ fn check_fence<F: Format>(phys: PhysRange, fence: Fence) -> Result<(), TableErro
 impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
     #[inline(always)]
     fn new(table: &'t PageTable<F, M>, at: u64, attributes: Attributes) -> Self {
-        Self { table, attributes, page: F::leaf(attributes, 0, 0), at, leaf: None }
+        let page = F::leaf(attributes, 0, 0);
+        Self { table, attributes, page, at, leaf: &[], leaf_phys: 0, base: NOWHERE }
+    }
+
+    /// Finds the table of level 0 for a short mapping, if it exists.
+    #[inline(always)]
+    fn look(&mut self, len: u64) {
+        // Where walkers do not snoop, the slow walk sees to the entries on the way.
+        if len < 1 << shift::<F>(1) && self.table.memory.coherent() {
+            let table = self.table.lowest(self.at);
+            if table.level == 0 {
+                self.remember(&table);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, table: &Table<'t, F, M>) {
+        if self.table.geometry.levels > 1 {
+            self.leaf = table.entries;
+            self.leaf_phys = table.phys;
+            self.base = self.at & !((1u64 << shift::<F>(1)) - 1);
+        }
+    }
+
+    /// The short way: a run of equal pages inside the table found last. False if there is anything
+    /// to think about; then nothing was written.
+    #[inline(always)]
+    fn short(&mut self, phys: u64, len: u64) -> bool {
+        let offset = self.at.wrapping_sub(self.base);
+        if offset + len > 1 << shift::<F>(1) {
+            return false;
+        }
+        let (index, count) =
+            ((offset >> F::GRANULE.shift()) as usize, (len >> F::GRANULE.shift()) as usize);
+        let part = match count {
+            1 => Run { entries: 1, group: 0 },
+            _ => self.table.geometry.run::<F>(self.at, phys, 0, count),
+        };
+        let Some(entries) = self.leaf.get(index..index + count) else { return false };
+        if part.entries != count {
+            return false;
+        }
+        let (first, step) = self.pattern(phys, 0, part.group);
+        if let Err(written) = run::fill(entries, first, step) {
+            run::clear(&entries[..written]);
+            return false;
+        }
+        if !self.table.memory.coherent() {
+            access::clean(&self.table.memory, self.leaf_phys + index as u64 * 8, count);
+        }
+        self.at += len;
+        true
     }
 
     /// Makes what was written visible, or takes it back.
@@ -149,13 +212,12 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
     /// The place of all that was written since `start`, if that is one short run of pages.
     #[inline(always)]
     fn hint(&self, start: u64) -> Hint {
-        match self.leaf {
-            Some((base, table)) if start >= base && table.level != self.table.root_level() => {
-                let phys = table.phys + table.index(start) as u64 * 8;
-                Hint::new(phys, ((self.at - start) >> F::GRANULE.shift()) as usize)
-            }
-            _ => Hint::NONE,
+        let offset = start.wrapping_sub(self.base);
+        if offset >= 1 << shift::<F>(1) {
+            return Hint::NONE;
         }
+        let phys = self.leaf_phys + (offset >> F::GRANULE.shift()) * 8;
+        Hint::new(phys, ((self.at - start) >> F::GRANULE.shift()) as usize)
     }
 
     /// Writes leaves for `len` bytes at `at`, with pages of level `cap` at most.
@@ -206,7 +268,9 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
                 pending.1 += len;
                 continue;
             }
-            self.write(pending.0, pending.1, cap)?;
+            if !self.short(pending.0, pending.1) {
+                self.write(pending.0, pending.1, cap)?;
+            }
             pending = (piece.start().raw(), len);
         }
         self.write(pending.0, pending.1, cap)
@@ -282,14 +346,13 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
     #[inline(always)]
     fn leaf_table(&mut self) -> Result<Table<'t, F, M>, TableError> {
         let base = self.at & !((1u64 << shift::<F>(1)) - 1);
-        match self.leaf {
-            Some((at, table)) if at == base => Ok(table),
-            _ => {
-                let table = self.table.table_at(self.at, 0)?;
-                self.leaf = Some((base, table));
-                Ok(table)
-            }
+        if self.base != base {
+            let table = self.table.table_at(self.at, 0)?;
+            self.remember(&table);
+            return Ok(table);
         }
+        // SAFETY: the table found by the walk that set `base`; our own entries keep it linked.
+        Ok(unsafe { Table::at(&self.table.memory, self.leaf_phys, 0, self.leaf.len()) })
     }
 
     /// Fills a private table and links it, if the entry above is free; false if it is not.

@@ -58,8 +58,10 @@ pub(super) fn clear<E: Entry>(entries: &[E]) -> usize {
     let mut count = 0;
     let mut eights = entries.chunks_exact(STEP);
     for eight in &mut eights {
+        // Entries of one mapping share a bit, so usually one look tells that all eight are there.
+        let all = eight.iter().fold(!0, |all, entry| all & entry.peek()) != 0;
+        count += if all { STEP } else { occupied(eight) };
         for entry in eight {
-            count += usize::from(entry.peek() != 0);
             entry.fill(0);
         }
     }
@@ -68,4 +70,9 @@ pub(super) fn clear<E: Entry>(entries: &[E]) -> usize {
         entry.fill(0);
     }
     count
+}
+
+#[inline(never)]
+fn occupied<E: Entry>(entries: &[E]) -> usize {
+    entries.iter().filter(|entry| entry.peek() != 0).count()
 }

@@ -3,7 +3,7 @@
 use super::access::{self, Slot, Table};
 use super::format::{DETACHED, Format, shift};
 use super::hint::Hint;
-use super::{PageTable, TableError, TableMemory, run};
+use super::{Entry, PageTable, TableError, TableMemory, run};
 use crate::addr::{Iova, IovaRange};
 
 /// What an unmap did.
@@ -43,7 +43,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             Unmapped { bytes: (cleared as u64) << F::GRANULE.shift(), tables: false }
         } else {
             let (start, end) = self.geometry.span::<F>(range.start(), range.len())?;
-            self.walk_and_clear(start, end)?
+            match self.clear_short(start, end) {
+                Some(done) => done,
+                None => self.walk_and_clear(start, end)?,
+            }
         };
         self.memory.barrier();
         Ok(done)
@@ -56,7 +59,34 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         self.clear_in(self.root(), start, end, false, &mut done);
     }
 
+    /// The short way: entries of one table of level 0, cutting no group. `None` if there is anything
+    /// to think about; then nothing was changed.
     #[inline(always)]
+    fn clear_short(&self, start: u64, end: u64) -> Option<Unmapped> {
+        let above = shift::<F>(1);
+        if start >> above != (end - 1) >> above || end - start == 1 << above {
+            return None;
+        }
+        let table = self.lowest(start);
+        if table.level != 0 || self.geometry.levels == 1 {
+            return None;
+        }
+        let index = table.index(start);
+        let count = ((end - start) >> F::GRANULE.shift()) as usize;
+        let entries = table.entries.get(index..index + count)?;
+        if F::GROUPS[0] != 0 {
+            let whole = |entry: &M::Entry, edge: u64| {
+                edge & ((F::GRANULE.size() << F::group(entry.peek(), 0)) - 1) == 0
+            };
+            if !whole(entries.first()?, start) || !whole(entries.last()?, end) {
+                return None;
+            }
+        }
+        let cleared = run::clear(entries);
+        table.clean(index, count);
+        Some(Unmapped { bytes: (cleared as u64) << F::GRANULE.shift(), tables: false })
+    }
+
     fn walk_and_clear(&self, start: u64, end: u64) -> Result<Unmapped, TableError> {
         let mut done = Unmapped::default();
         let Some(table) = self.innermost(start, end)? else { return Ok(done) };
