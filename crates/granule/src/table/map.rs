@@ -1,8 +1,8 @@
 //! Mapping: the largest page at every step, one cursor, all or nothing.
 
-use super::access::{self, Slot, Table};
+use super::access::{Slot, Table};
 use super::format::{Fence, Format, encode, shift};
-use super::geometry::{Run, check_access};
+use super::geometry::check_access;
 use super::hint::Hint;
 use super::{Contents, Entry, PageTable, TableError, TableMemory, run};
 use crate::addr::{Attributes, Iova, PhysRange};
@@ -47,15 +47,58 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         phys: PhysRange,
         attributes: Attributes,
     ) -> Result<Hint, TableError> {
+        match self.map_short(iova.raw(), phys.start().raw(), phys.len(), attributes) {
+            Some(hint) => {
+                self.memory.barrier();
+                Ok(hint)
+            }
+            None => self.map_long(iova, phys, attributes),
+        }
+    }
+
+    /// The short way: a run of equal pages in a table that exists. `None` if there is anything to
+    /// think about, a wrong request included; then nothing was written.
+    #[inline(always)]
+    fn map_short(&self, at: u64, phys: u64, len: u64, attributes: Attributes) -> Option<Hint> {
+        let g = F::GRANULE.shift();
+        let (span, mask) = (1u64 << shift::<F>(1), F::GRANULE.mask());
+        let offset = at & (span - 1);
+        let sound = (at | phys | len) & mask == 0
+            && len < span
+            && offset + len <= span
+            && at >> self.geometry.input_bits == 0
+            && (phys + (len - 1)) >> self.geometry.output_bits == 0
+            && !attributes.access.is_empty()
+            // Where walkers do not snoop, the slow walk sees to the entries on the way.
+            && self.memory.coherent()
+            && self.geometry.levels > 1;
+        if !sound {
+            return None;
+        }
+        let table = self.lowest(at);
+        if table.level != 0 {
+            return None;
+        }
+        let (index, count) = ((offset >> g) as usize, (len >> g) as usize);
+        let group = self.geometry.alike::<F>(at, phys, count)?;
+        let entries = table.entries.get(index..index + count)?;
+        let (first, step) = pattern::<F>(F::leaf(attributes, 0, group), phys, 0, group);
+        run::fill_or_restore(entries, first, step)
+            .then(|| Hint::new(table.phys + index as u64 * 8, count))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn map_long(
+        &self,
+        iova: Iova,
+        phys: PhysRange,
+        attributes: Attributes,
+    ) -> Result<Hint, TableError> {
         let start = self.check(iova, phys, attributes)?;
         let mut cursor = Cursor::new(self, start, attributes);
-        cursor.look(phys.len());
-        if !cursor.short(phys.start().raw(), phys.len()) {
-            let done = cursor.write(phys.start().raw(), phys.len(), self.root_level());
-            cursor.finish(start, done)?;
-        } else {
-            self.memory.barrier();
-        }
+        let done = cursor.write(phys.start().raw(), phys.len(), self.root_level());
+        cursor.finish(start, done)?;
         Ok(cursor.hint(start))
     }
 
@@ -129,6 +172,14 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     }
 }
 
+/// The first entry of a run and the step between entries.
+#[inline(always)]
+fn pattern<F: Format>(bits: u64, phys: u64, level: u32, group: u32) -> (u64, u64) {
+    let same = group != 0 && !F::GROUPS_GROW;
+    let step = if same { 0 } else { encode::<F>(1 << shift::<F>(level)) };
+    (encode::<F>(phys) | bits, step)
+}
+
 fn check_fence<F: Format>(phys: PhysRange, fence: Fence) -> Result<(), TableError> {
     let (unit, granule) = (F::FENCE_UNIT, F::GRANULE.size());
     if unit == 0 {
@@ -148,18 +199,6 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
         Self { table, attributes, page, at, leaf: &[], leaf_phys: 0, base: NOWHERE }
     }
 
-    /// Finds the table of level 0 for a short mapping, if it exists.
-    #[inline(always)]
-    fn look(&mut self, len: u64) {
-        // Where walkers do not snoop, the slow walk sees to the entries on the way.
-        if len < 1 << shift::<F>(1) && self.table.memory.coherent() {
-            let table = self.table.lowest(self.at);
-            if table.level == 0 {
-                self.remember(&table);
-            }
-        }
-    }
-
     #[inline(always)]
     fn remember(&mut self, table: &Table<'t, F, M>) {
         if self.table.geometry.levels > 1 {
@@ -167,36 +206,6 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
             self.leaf_phys = table.phys;
             self.base = self.at & !((1u64 << shift::<F>(1)) - 1);
         }
-    }
-
-    /// The short way: a run of equal pages inside the table found last. False if there is anything
-    /// to think about; then nothing was written.
-    #[inline(always)]
-    fn short(&mut self, phys: u64, len: u64) -> bool {
-        let offset = self.at.wrapping_sub(self.base);
-        if offset + len > 1 << shift::<F>(1) {
-            return false;
-        }
-        let (index, count) =
-            ((offset >> F::GRANULE.shift()) as usize, (len >> F::GRANULE.shift()) as usize);
-        let part = match count {
-            1 => Run { entries: 1, group: 0 },
-            _ => self.table.geometry.run::<F>(self.at, phys, 0, count),
-        };
-        let Some(entries) = self.leaf.get(index..index + count) else { return false };
-        if part.entries != count {
-            return false;
-        }
-        let (first, step) = self.pattern(phys, 0, part.group);
-        if let Err(written) = run::fill(entries, first, step) {
-            run::clear(&entries[..written]);
-            return false;
-        }
-        if !self.table.memory.coherent() {
-            access::clean(&self.table.memory, self.leaf_phys + index as u64 * 8, count);
-        }
-        self.at += len;
-        true
     }
 
     /// Makes what was written visible, or takes it back.
@@ -258,35 +267,75 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
     where
         I: Iterator<Item = PhysRange>,
     {
-        let cap = self.table.root_level();
-        let mut pending = (0, 0);
+        let (mut start, mut len) = (0, 0);
+        let mut window: &[M::Entry] = &[];
         for piece in list {
-            self.table.geometry.output::<F>(piece)?;
-            let len = piece.len().min(left);
-            left -= len;
-            if pending.0 + pending.1 == piece.start().raw() {
-                pending.1 += len;
+            if let Err(error) = self.table.geometry.output::<F>(piece) {
+                self.leave(window);
+                return Err(error);
+            }
+            let (next, more) = (piece.start().raw(), piece.len().min(left));
+            left -= more;
+            if start + len == next {
+                len += more;
                 continue;
             }
-            if !self.short(pending.0, pending.1) {
-                self.write(pending.0, pending.1, cap)?;
-            }
-            pending = (piece.start().raw(), len);
+            window = self.write_piece(window, start, len)?;
+            (start, len) = (next, more);
         }
-        self.write(pending.0, pending.1, cap)
+        window = self.write_piece(window, start, len)?;
+        self.leave(window);
+        Ok(())
     }
 
-    /// The first entry and the step between entries of a run.
+    /// Writes one piece. `window` is what is left of the table found last: while pieces are single
+    /// pages it alone moves, and `at` is brought up to date when it is left.
+    #[inline(always)]
+    fn write_piece(
+        &mut self,
+        window: &'t [M::Entry],
+        phys: u64,
+        len: u64,
+    ) -> Result<&'t [M::Entry], TableError> {
+        if let (true, Some((entry, rest))) = (len == F::GRANULE.size(), window.split_first()) {
+            if entry.peek() == 0 {
+                entry.fill(encode::<F>(phys) | self.page);
+                return Ok(rest);
+            }
+        }
+        self.write_long_piece(window, phys, len)
+    }
+
+    #[inline(never)]
+    fn write_long_piece(
+        &mut self,
+        window: &'t [M::Entry],
+        phys: u64,
+        len: u64,
+    ) -> Result<&'t [M::Entry], TableError> {
+        self.leave(window);
+        self.write(phys, len, self.table.root_level())?;
+        let offset = self.at.wrapping_sub(self.base) >> F::GRANULE.shift();
+        // Where walkers do not snoop, every entry is cleaned, so there is no short way.
+        let open = self.table.memory.coherent();
+        Ok(self.leaf.get(offset as usize..).filter(|_| open && self.base != NOWHERE).unwrap_or(&[]))
+    }
+
+    /// Brings `at` up to date with a window; an empty one may be the end of the table, or none.
+    #[inline(always)]
+    fn leave(&mut self, window: &'t [M::Entry]) {
+        let end = self.leaf.as_ptr_range().end;
+        if window.as_ptr_range().end == end && self.base != NOWHERE {
+            let done = self.leaf.len() - window.len();
+            self.at = self.base + ((done as u64) << F::GRANULE.shift());
+        }
+    }
+
     #[inline(always)]
     fn pattern(&self, phys: u64, level: u32, group: u32) -> (u64, u64) {
-        let bits = if level == 0 && group == 0 {
-            self.page
-        } else {
-            F::leaf(self.attributes, level, group)
-        };
-        let same = group != 0 && !F::GROUPS_GROW;
-        let step = if same { 0 } else { encode::<F>(1 << shift::<F>(level)) };
-        (encode::<F>(phys) | bits, step)
+        let page = level == 0 && group == 0;
+        let bits = if page { self.page } else { F::leaf(self.attributes, level, group) };
+        pattern::<F>(bits, phys, level, group)
     }
 
     /// One run of single granules: at most to the end of their table.

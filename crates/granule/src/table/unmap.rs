@@ -33,21 +33,31 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     #[inline]
     pub unsafe fn unmap(&self, range: IovaRange, hint: Hint) -> Result<Unmapped, TableError> {
         let count = hint.count();
-        let done = if count != 0 && range.len() >> F::GRANULE.shift() == count as u64 {
+        let done = if count != 0 && range.len() == (count as u64) << F::GRANULE.shift() {
             // SAFETY: the caller's promise about `hint`.
             let entries = unsafe { access::hinted(&self.memory, hint) };
             let cleared = run::clear(entries);
             if !self.memory.coherent() {
                 access::clean(&self.memory, hint.phys(), count);
             }
-            Unmapped { bytes: (cleared as u64) << F::GRANULE.shift(), tables: false }
+            Some(pages::<F>(cleared))
         } else {
-            let (start, end) = self.geometry.span::<F>(range.start(), range.len())?;
-            match self.clear_short(start, end) {
-                Some(done) => done,
-                None => self.walk_and_clear(start, end)?,
-            }
+            self.clear_short(range.start().raw(), range.len())
         };
+        match done {
+            Some(done) => {
+                self.memory.barrier();
+                Ok(done)
+            }
+            None => self.unmap_long(range),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unmap_long(&self, range: IovaRange) -> Result<Unmapped, TableError> {
+        let (start, end) = self.geometry.span::<F>(range.start(), range.len())?;
+        let done = self.walk_and_clear(start, end)?;
         self.memory.barrier();
         Ok(done)
     }
@@ -60,17 +70,23 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     }
 
     /// The short way: entries of one table of level 0, cutting no group. `None` if there is anything
-    /// to think about; then nothing was changed.
+    /// to think about, a wrong request included; then nothing was changed.
     #[inline(always)]
-    fn clear_short(&self, start: u64, end: u64) -> Option<Unmapped> {
-        let above = shift::<F>(1);
-        if start >> above != (end - 1) >> above || end - start == 1 << above {
+    fn clear_short(&self, start: u64, len: u64) -> Option<Unmapped> {
+        let span = 1u64 << shift::<F>(1);
+        let sound = (start | len) & F::GRANULE.mask() == 0
+            && len < span
+            && (start & (span - 1)) + len <= span
+            && start >> self.geometry.input_bits == 0
+            && self.geometry.levels > 1;
+        if !sound {
             return None;
         }
         let table = self.lowest(start);
-        if table.level != 0 || self.geometry.levels == 1 {
+        if table.level != 0 {
             return None;
         }
+        let end = start + len;
         let index = table.index(start);
         let count = ((end - start) >> F::GRANULE.shift()) as usize;
         let entries = table.entries.get(index..index + count)?;
@@ -84,7 +100,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
         let cleared = run::clear(entries);
         table.clean(index, count);
-        Some(Unmapped { bytes: (cleared as u64) << F::GRANULE.shift(), tables: false })
+        Some(pages::<F>(cleared))
     }
 
     fn walk_and_clear(&self, start: u64, end: u64) -> Result<Unmapped, TableError> {
@@ -191,6 +207,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             at = next;
         }
     }
+}
+
+#[inline(always)]
+fn pages<F: Format>(cleared: usize) -> Unmapped {
+    Unmapped { bytes: (cleared as u64) << F::GRANULE.shift(), tables: false }
 }
 
 /// Refuses if a page or a group lies across `at`, looking down from `table`.
