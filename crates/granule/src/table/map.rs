@@ -66,7 +66,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let sound = (at | phys | len) & mask == 0
             && len < span
             && offset + len <= span
-            && at >> self.geometry.input_bits == 0
+            && (at + (len - 1)) >> self.geometry.input_bits == 0
             && (phys + (len - 1)) >> self.geometry.output_bits == 0
             && !attributes.access.is_empty()
             // Where walkers do not snoop, the slow walk sees to the entries on the way.

@@ -77,7 +77,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let sound = (start | len) & F::GRANULE.mask() == 0
             && len < span
             && (start & (span - 1)) + len <= span
-            && start >> self.geometry.input_bits == 0
+            && (start + (len - 1)) >> self.geometry.input_bits == 0
             && self.geometry.levels > 1;
         if !sound {
             return None;
