@@ -37,6 +37,7 @@
 
 mod access;
 mod adopt;
+mod cursor;
 mod dart;
 mod dump;
 mod engine;

@@ -32,6 +32,45 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// returned, and that is mapped still, whole.
     #[inline]
     pub unsafe fn unmap(&self, range: IovaRange, hint: Hint) -> Result<Unmapped, TableError> {
+        // SAFETY: the caller's promise about `hint`.
+        match unsafe { self.unmap_page(range, hint) } {
+            Some(bytes) => {
+                self.memory.barrier();
+                Ok(Unmapped { bytes, tables: false })
+            }
+            // SAFETY: as above.
+            None => unsafe { self.unmap_run(range, hint) },
+        }
+    }
+
+    /// One page in a table that exists. `None` if it is anything else, a wrong request included;
+    /// then nothing was changed.
+    ///
+    /// # Safety
+    /// As [`unmap`](Self::unmap), about `hint`.
+    #[inline(always)]
+    unsafe fn unmap_page(&self, range: IovaRange, hint: Hint) -> Option<u64> {
+        if range.len() != F::GRANULE.size() {
+            return None;
+        }
+        let entry = if hint.count() == 1 && self.memory.coherent() {
+            // SAFETY: the caller's promise about `hint`.
+            unsafe { access::hinted(&self.memory, hint) }.first()?
+        } else {
+            self.page_entry(range.start().raw())?.0
+        };
+        let found = entry.peek();
+        if F::GROUPS[0] != 0 && F::group(found, 0) != 0 {
+            return None;
+        }
+        entry.fill(0);
+        Some(if found == 0 { 0 } else { F::GRANULE.size() })
+    }
+
+    /// # Safety
+    /// As [`unmap`](Self::unmap), about `hint`.
+    #[inline(never)]
+    unsafe fn unmap_run(&self, range: IovaRange, hint: Hint) -> Result<Unmapped, TableError> {
         let count = hint.count();
         let done = if count != 0 && range.len() == (count as u64) << F::GRANULE.shift() {
             // SAFETY: the caller's promise about `hint`.
