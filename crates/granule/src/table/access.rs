@@ -46,7 +46,7 @@ impl<'t, F: Format, M: TableMemory> Table<'t, F, M> {
     /// `'t`, in which the invariant above holds.
     #[inline(always)]
     pub(super) unsafe fn at(memory: &'t M, phys: u64, level: u32, entries: usize) -> Self {
-        let first = memory.entry(PhysAddr::new(phys)).as_ptr();
+        let first = memory.entry(PhysAddr::new(phys));
         // SAFETY: `TableMemory::entry` points to the array of entries up to the table's end, valid
         // until the table is freed; entries are only changed through shared, atomic access.
         let entries = unsafe { core::slice::from_raw_parts(first, entries) };
@@ -57,6 +57,25 @@ impl<'t, F: Format, M: TableMemory> Table<'t, F, M> {
     #[inline(always)]
     pub(super) fn index(&self, iova: u64) -> usize {
         (iova >> shift::<F>(self.level)) as usize & (self.entries.len() - 1)
+    }
+
+    /// The lowest table on the way to `iova` that exists, from a root of `LEVELS` levels. The shifts
+    /// are constants: this is what single maps, unmaps and look-ups spend their time in.
+    #[inline(always)]
+    pub(super) fn lowest<const LEVELS: u32>(mut self, iova: u64) -> Self {
+        self.level = LEVELS - 1;
+        for level in (1..LEVELS).rev() {
+            let index = (iova >> shift::<F>(level)) as usize;
+            let index =
+                if level == LEVELS - 1 { index } else { index & ((1 << F::INDEX_BITS) - 1) };
+            let Some(entry) = self.entries.get(index) else { return self };
+            let entry = entry.load();
+            if F::kind(entry, level) != Kind::Table {
+                return self;
+            }
+            self = self.child(entry);
+        }
+        self
     }
 
     /// Looks at an entry.
@@ -118,7 +137,7 @@ pub(super) fn clean<M: TableMemory>(memory: &M, at: u64, count: usize) {
 /// that the entries are live leaves which pin their table.
 #[inline(always)]
 pub(super) unsafe fn hinted<M: TableMemory>(memory: &M, hint: Hint) -> &[M::Entry] {
-    let first = memory.entry(PhysAddr::new(hint.phys())).as_ptr();
+    let first = memory.entry(PhysAddr::new(hint.phys()));
     // SAFETY: the entries lie in one live table (the caller's promise).
     unsafe { core::slice::from_raw_parts(first, hint.count()) }
 }

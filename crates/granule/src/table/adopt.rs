@@ -60,7 +60,7 @@ impl LiveRoot {
         let at = self.tables.get(table)?.raw() + index as u64 * 8;
         // SAFETY: the caller of `adopt_root` promised live tables of the right size, and the index
         // was split to lie inside one.
-        Some((at, unsafe { memory.entry(PhysAddr::new(at)).as_ref() }))
+        Some((at, unsafe { &*memory.entry(PhysAddr::new(at)) }))
     }
 
     fn is_free<F: Format, M: TableMemory>(&self, memory: &M, index: usize, level: u32) -> bool {

@@ -101,6 +101,51 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         unsafe { Table::at(&self.memory, self.root, self.root_level(), self.geometry.root_entries) }
     }
 
+    /// The lowest table on the way to `iova` that exists. `iova` must be inside the input bits.
+    #[inline(always)]
+    pub(super) fn lowest(&self, iova: u64) -> Table<'_, F, M> {
+        let (root, levels) = (self.root(), self.geometry.levels);
+        // Levels that the format does not have leave no code behind.
+        let is = |n: u32| {
+            F::MIN_LEVELS <= n
+                && n <= F::MAX_LEVELS
+                && (F::MIN_LEVELS == F::MAX_LEVELS || levels == n)
+        };
+        if is(2) {
+            root.lowest::<2>(iova)
+        } else if is(3) {
+            root.lowest::<3>(iova)
+        } else if is(4) {
+            root.lowest::<4>(iova)
+        } else if is(5) {
+            root.lowest::<5>(iova)
+        } else if is(6) {
+            root.lowest::<6>(iova)
+        } else {
+            root
+        }
+    }
+
+    /// The entry of level 0 for one page, and where it is, if its table exists and nothing else is
+    /// to be thought of: the short way of single maps and unmaps. `at` is a whole page's address.
+    #[inline(always)]
+    pub(super) fn page_entry(&self, at: u64) -> Option<(&M::Entry, u64)> {
+        // Where walkers do not snoop, the slow walk sees to the entries on the way.
+        let sound = at & F::GRANULE.mask() == 0
+            && at >> self.geometry.input_bits == 0
+            && self.geometry.levels > 1
+            && self.memory.coherent();
+        if !sound {
+            return None;
+        }
+        let table = self.lowest(at);
+        if table.level != 0 {
+            return None;
+        }
+        let index = table.index(at);
+        Some((table.entries.get(index)?, table.phys + index as u64 * 8))
+    }
+
     /// The table of `level` that `iova` is looked up in; missing ones are made and linked.
     #[inline(always)]
     pub(super) fn table_at(&self, iova: u64, level: u32) -> Result<Table<'_, F, M>, TableError> {

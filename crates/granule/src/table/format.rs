@@ -180,6 +180,14 @@ formats! {
     Lpae16k, super::Lpae16k, "lpae16k";
     /// Arm stage 1, 64 KiB granule.
     Lpae64k, super::Lpae64k, "lpae64k";
+    /// Intel VT-d second stage.
+    Vtd2, super::Vtd2, "vtd2";
+    /// RISC-V Sv39.
+    Sv39, super::Sv39, "sv39";
+    /// RISC-V Sv48.
+    Sv48, super::Sv48, "sv48";
+    /// RISC-V Sv57.
+    Sv57, super::Sv57, "sv57";
 }
 
 impl fmt::Display for FormatId {
@@ -190,7 +198,9 @@ impl fmt::Display for FormatId {
 
 /// A name that is no format's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no page-table format has that name: dart1, dart2, lpae4k, lpae16k or lpae64k")]
+#[error(
+    "no page-table format has that name: dart1, dart2, lpae4k, lpae16k, lpae64k, vtd2, sv39, sv48 or sv57"
+)]
 pub struct UnknownFormat;
 
 impl FromStr for FormatId {

@@ -188,6 +188,16 @@ impl Geometry {
         Run { entries, group: 0 }
     }
 
+    /// The group in which `count` pages of level 0 are all written alike, if they are.
+    #[inline(always)]
+    pub(super) fn alike<F: Format>(&self, iova: u64, phys: u64, count: usize) -> Option<u32> {
+        if count == 1 || F::GROUPS[0] == 0 {
+            return Some(0);
+        }
+        let run = self.run::<F>(iova, phys, 0, count);
+        (run.entries == count).then_some(run.group)
+    }
+
     /// Checks a range of IOVA space against granule and input bits; gives start and end.
     #[inline(always)]
     pub(super) fn span<F: Format>(&self, iova: Iova, len: u64) -> Result<(u64, u64), TableError> {

@@ -1,22 +1,11 @@
 //! Mapping: the largest page at every step, one cursor, all or nothing.
 
-use super::access::{Slot, Table};
+use super::cursor::{Cursor, pattern};
 use super::format::{Fence, Format, encode, shift};
 use super::geometry::check_access;
 use super::hint::Hint;
-use super::{Contents, Entry, PageTable, TableError, TableMemory, run};
+use super::{Entry, PageTable, TableError, TableMemory, run};
 use crate::addr::{Attributes, Iova, PhysRange};
-
-/// Where a call stands: everything from its start up to `at` was written by it.
-struct Cursor<'t, F: Format, M: TableMemory> {
-    table: &'t PageTable<F, M>,
-    attributes: Attributes,
-    /// The bits of a single page's leaf.
-    page: u64,
-    at: u64,
-    /// The table of level 0 found last, and the address it starts at.
-    leaf: Option<(u64, Table<'t, F, M>)>,
-}
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// Maps `phys` at `iova` with the largest pages that fit, and returns a hint for
@@ -36,6 +25,90 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// memory what `attributes` allow until the range was unmapped and invalidated.
     #[inline]
     pub unsafe fn map(
+        &self,
+        iova: Iova,
+        phys: PhysRange,
+        attributes: Attributes,
+    ) -> Result<Hint, TableError> {
+        match self.map_page(iova.raw(), phys, attributes) {
+            Some(hint) => {
+                self.memory.barrier();
+                Ok(hint)
+            }
+            None => self.map_run(iova, phys, attributes),
+        }
+    }
+
+    /// One page in a table that exists. `None` if it is anything else, a wrong request included;
+    /// then nothing was written.
+    #[inline(always)]
+    fn map_page(&self, at: u64, phys: PhysRange, attributes: Attributes) -> Option<Hint> {
+        let to = phys.start().raw();
+        let sound = phys.len() == F::GRANULE.size()
+            && to & F::GRANULE.mask() == 0
+            && to >> self.geometry.output_bits == 0
+            && !attributes.access.is_empty();
+        if !sound {
+            return None;
+        }
+        let (entry, place) = self.page_entry(at)?;
+        if entry.peek() != 0 {
+            return None;
+        }
+        entry.fill(encode::<F>(to) | F::leaf(attributes, 0, 0));
+        Some(Hint::new(place, 1))
+    }
+
+    #[inline(never)]
+    fn map_run(
+        &self,
+        iova: Iova,
+        phys: PhysRange,
+        attributes: Attributes,
+    ) -> Result<Hint, TableError> {
+        match self.map_short(iova.raw(), phys.start().raw(), phys.len(), attributes) {
+            Some(hint) => {
+                self.memory.barrier();
+                Ok(hint)
+            }
+            None => self.map_long(iova, phys, attributes),
+        }
+    }
+
+    /// The short way: a run of equal pages in a table that exists. `None` if there is anything to
+    /// think about, a wrong request included; then nothing was written.
+    #[inline(always)]
+    fn map_short(&self, at: u64, phys: u64, len: u64, attributes: Attributes) -> Option<Hint> {
+        let g = F::GRANULE.shift();
+        let (span, mask) = (1u64 << shift::<F>(1), F::GRANULE.mask());
+        let offset = at & (span - 1);
+        let sound = (at | phys | len) & mask == 0
+            && len < span
+            && offset + len <= span
+            && (at + (len - 1)) >> self.geometry.input_bits == 0
+            && (phys + (len - 1)) >> self.geometry.output_bits == 0
+            && !attributes.access.is_empty()
+            // Where walkers do not snoop, the slow walk sees to the entries on the way.
+            && self.memory.coherent()
+            && self.geometry.levels > 1;
+        if !sound {
+            return None;
+        }
+        let table = self.lowest(at);
+        if table.level != 0 {
+            return None;
+        }
+        let (index, count) = ((offset >> g) as usize, (len >> g) as usize);
+        let group = self.geometry.alike::<F>(at, phys, count)?;
+        let entries = table.entries.get(index..index + count)?;
+        let (first, step) = pattern::<F>(F::leaf(attributes, 0, group), phys, 0, group);
+        run::fill_or_restore(entries, first, step)
+            .then(|| Hint::new(table.phys + index as u64 * 8, count))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn map_long(
         &self,
         iova: Iova,
         phys: PhysRange,
@@ -128,229 +201,4 @@ fn check_fence<F: Format>(phys: PhysRange, fence: Fence) -> Result<(), TableErro
     let open =
         front < granule && back < granule && (phys.len() > granule || front + back < granule);
     if whole && open { Ok(()) } else { Err(TableError::BadFence { front, back, unit }) }
-}
-
-impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
-    #[inline(always)]
-    fn new(table: &'t PageTable<F, M>, at: u64, attributes: Attributes) -> Self {
-        Self { table, attributes, page: F::leaf(attributes, 0, 0), at, leaf: None }
-    }
-
-    /// Makes what was written visible, or takes it back.
-    #[inline(always)]
-    fn finish(&self, start: u64, done: Result<(), TableError>) -> Result<(), TableError> {
-        if done.is_err() {
-            self.table.take_back(start, self.at);
-        }
-        self.table.memory.barrier();
-        done
-    }
-
-    /// The place of all that was written since `start`, if that is one short run of pages.
-    #[inline(always)]
-    fn hint(&self, start: u64) -> Hint {
-        match self.leaf {
-            Some((base, table)) if start >= base && table.level != self.table.root_level() => {
-                let phys = table.phys + table.index(start) as u64 * 8;
-                Hint::new(phys, ((self.at - start) >> F::GRANULE.shift()) as usize)
-            }
-            _ => Hint::NONE,
-        }
-    }
-
-    /// Writes leaves for `len` bytes at `at`, with pages of level `cap` at most.
-    #[inline(always)]
-    fn write(&mut self, mut phys: u64, mut len: u64, cap: u32) -> Result<(), TableError> {
-        while len > 0 {
-            let before = self.at;
-            match self.table.geometry.level_for::<F>(self.at, phys, len, cap) {
-                0 => self.pages(phys, len)?,
-                level => self.block(phys, level, len)?,
-            }
-            phys += self.at - before;
-            len -= self.at - before;
-        }
-        Ok(())
-    }
-
-    fn write_fenced(&mut self, phys: PhysRange, fence: Fence) -> Result<(), TableError> {
-        let (granule, cap) = (F::GRANULE.size(), self.table.root_level());
-        let (start, len) = (phys.start().raw(), phys.len());
-        let open = self.page;
-        if len == granule {
-            self.page = F::fenced(open, fence);
-            return self.write(start, granule, cap);
-        }
-        self.page = F::fenced(open, Fence { back: 0, ..fence });
-        self.write(start, granule, cap)?;
-        self.page = open;
-        self.write(start + granule, len - 2 * granule, cap)?;
-        self.page = F::fenced(open, Fence { front: 0, ..fence });
-        self.write(start + len - granule, granule, cap)
-    }
-
-    /// Writes a list whose pieces were checked. The iterator belongs to the caller and may differ
-    /// the second time, so `left` bounds it and every piece is checked again where it counts.
-    #[inline(always)]
-    fn write_list<I>(&mut self, list: I, mut left: u64) -> Result<(), TableError>
-    where
-        I: Iterator<Item = PhysRange>,
-    {
-        let cap = self.table.root_level();
-        let mut pending = (0, 0);
-        for piece in list {
-            self.table.geometry.output::<F>(piece)?;
-            let len = piece.len().min(left);
-            left -= len;
-            if pending.0 + pending.1 == piece.start().raw() {
-                pending.1 += len;
-                continue;
-            }
-            self.write(pending.0, pending.1, cap)?;
-            pending = (piece.start().raw(), len);
-        }
-        self.write(pending.0, pending.1, cap)
-    }
-
-    /// The first entry and the step between entries of a run.
-    #[inline(always)]
-    fn pattern(&self, phys: u64, level: u32, group: u32) -> (u64, u64) {
-        let bits = if level == 0 && group == 0 {
-            self.page
-        } else {
-            F::leaf(self.attributes, level, group)
-        };
-        let same = group != 0 && !F::GROUPS_GROW;
-        let step = if same { 0 } else { encode::<F>(1 << shift::<F>(level)) };
-        (encode::<F>(phys) | bits, step)
-    }
-
-    /// One run of single granules: at most to the end of their table.
-    #[inline(always)]
-    fn pages(&mut self, phys: u64, len: u64) -> Result<(), TableError> {
-        let span = 1u64 << shift::<F>(1);
-        if len >= span && self.at & (span - 1) == 0 && self.whole_table(phys)? {
-            return Ok(());
-        }
-        let table = self.leaf_table()?;
-        let index = table.index(self.at);
-        let most = (table.entries.len() - index).min((len >> F::GRANULE.shift()) as usize);
-        let part = self.table.geometry.run::<F>(self.at, phys, 0, most);
-        let (first, step) = self.pattern(phys, 0, part.group);
-        let done = if table.level == self.table.root_level() {
-            self.root_pages(&table, index, part.entries, first, step)
-        } else {
-            run::fill(&table.entries[index..index + part.entries], first, step)
-        };
-        let written = done.err().unwrap_or(part.entries);
-        table.clean(index, written);
-        self.at += (written as u64) << F::GRANULE.shift();
-        match done {
-            Ok(()) => Ok(()),
-            Err(_) => Err(self.taken(&table, index + written)),
-        }
-    }
-
-    /// Leaves in the root itself, where a table has one level.
-    #[cold]
-    fn root_pages(
-        &self,
-        table: &Table<'t, F, M>,
-        index: usize,
-        count: usize,
-        first: u64,
-        step: u64,
-    ) -> Result<(), usize> {
-        for n in 0..count {
-            if !self.table.put(table, index + n, first + step * n as u64, true) {
-                return Err(n);
-            }
-        }
-        Ok(())
-    }
-
-    /// Names the first entry from `index` on that is in the way; `at` is the address of `index`.
-    #[cold]
-    fn taken(&self, table: &Table<'t, F, M>, index: usize) -> TableError {
-        let behind = &table.entries[index..];
-        let skipped = behind.iter().position(|entry| entry.load() != 0).unwrap_or(0);
-        let skipped = if table.level == self.table.root_level() { 0 } else { skipped };
-        let iova = self.at + ((skipped as u64) << F::GRANULE.shift());
-        self.table.conflict(table, index + skipped, iova)
-    }
-
-    #[inline(always)]
-    fn leaf_table(&mut self) -> Result<Table<'t, F, M>, TableError> {
-        let base = self.at & !((1u64 << shift::<F>(1)) - 1);
-        match self.leaf {
-            Some((at, table)) if at == base => Ok(table),
-            _ => {
-                let table = self.table.table_at(self.at, 0)?;
-                self.leaf = Some((base, table));
-                Ok(table)
-            }
-        }
-    }
-
-    /// Fills a private table and links it, if the entry above is free; false if it is not.
-    fn whole_table(&mut self, phys: u64) -> Result<bool, TableError> {
-        let pt = self.table;
-        if pt.geometry.levels == 1 {
-            return Ok(false);
-        }
-        let parent = pt.table_at(self.at, 1)?;
-        let index = parent.index(self.at);
-        if parent.entries[index].load() != 0 {
-            return Ok(false);
-        }
-        let child = pt.alloc(0, Contents::Any)?;
-        let mut n = 0;
-        while n < child.entries.len() {
-            let offset = (n as u64) << F::GRANULE.shift();
-            let part =
-                pt.geometry.run::<F>(self.at + offset, phys + offset, 0, child.entries.len() - n);
-            let (first, step) = self.pattern(phys + offset, 0, part.group);
-            run::fill_private(&child.entries[n..n + part.entries], first, step);
-            n += part.entries;
-        }
-        pt.clean_table(child);
-        let linked = pt.link(&parent, index, child);
-        if linked {
-            self.at += 1 << shift::<F>(1);
-        } else {
-            pt.discard(child);
-        }
-        Ok(linked)
-    }
-
-    /// One large page, or one group of them; where a table hangs already, what fits below it.
-    fn block(&mut self, phys: u64, level: u32, len: u64) -> Result<(), TableError> {
-        let pt = self.table;
-        let table = pt.table_at(self.at, level)?;
-        let (index, page) = (table.index(self.at), 1u64 << shift::<F>(level));
-        let most = (table.entries.len() - index).min((len / page) as usize);
-        let group = pt.geometry.run::<F>(self.at, phys, level, most).group;
-        let free = |count| table.entries[index..index + count].iter().all(|e| e.load() == 0);
-        let group = if free(1 << group) { group } else { 0 };
-        if let (0, Slot::Table(..)) = (group, table.slot(index)) {
-            return self.write_below(phys, page, level - 1);
-        }
-        if !free(1) {
-            return Err(pt.conflict(&table, index, self.at));
-        }
-        let (first, step) = self.pattern(phys, level, group);
-        for n in 0..1 << group {
-            if !pt.put(&table, index + n, first + step * n as u64, true) {
-                return Err(pt.conflict(&table, index + n, self.at));
-            }
-            self.at += page;
-        }
-        Ok(())
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn write_below(&mut self, phys: u64, len: u64, cap: u32) -> Result<(), TableError> {
-        self.write(phys, len, cap)
-    }
 }

@@ -1,6 +1,5 @@
 //! Where table pages come from, and how their entries are reached.
 
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{PhysAddr, PhysRange};
@@ -103,7 +102,7 @@ pub unsafe trait TableMemory: Send + Sync + 'static {
     unsafe fn free(&self, table: PhysAddr, size: u64);
 
     /// The entry at a physical address.
-    fn entry(&self, at: PhysAddr) -> NonNull<Self::Entry>;
+    fn entry(&self, at: PhysAddr) -> *const Self::Entry;
 
     /// Whether the table walker sees the CPU's stores without cache maintenance.
     #[inline]

@@ -11,6 +11,8 @@
 //! | [`Lpae4k`] `lpae4k` | 4 KiB | 64 KiB\*, 2 MiB, 32 MiB\*, 1 GiB, 16 GiB\* | 48 bits |
 //! | [`Lpae16k`] `lpae16k` | 16 KiB | 2 MiB\*, 32 MiB, 1 GiB\* | 48 bits |
 //! | [`Lpae64k`] `lpae64k` | 64 KiB | 2 MiB\*, 512 MiB, 16 GiB\* | 48 bits |
+//! | [`Vtd2`] `vtd2` | 4 KiB | 2 MiB, 1 GiB | 52 bits |
+//! | [`Sv39`], [`Sv48`], [`Sv57`] `sv39` … | 4 KiB | 64 KiB\*, 2 MiB, 1 GiB, 512 GiB, 256 TiB | 56 bits |
 //!
 //! \* a contiguous group: neighbouring entries that the hardware may cache as one.
 //!
@@ -35,6 +37,7 @@
 
 mod access;
 mod adopt;
+mod cursor;
 mod dart;
 mod dump;
 mod engine;
@@ -47,10 +50,12 @@ mod map;
 mod memory;
 mod platform;
 mod resolve;
+mod riscv;
 mod run;
 #[cfg(test)]
 mod tests;
 mod unmap;
+mod vtd;
 
 pub use adopt::Adopted;
 pub use dart::{Dart1, Dart2};
@@ -64,6 +69,8 @@ pub use lpae::{Lpae4k, Lpae16k, Lpae64k, MAIR};
 pub use memory::{Contents, Entry, TableMemory};
 pub use platform::PlatformTables;
 pub use resolve::{Leaf, Resolved};
+pub use riscv::{Sv39, Sv48, Sv57};
 pub use unmap::Unmapped;
+pub use vtd::Vtd2;
 
 use crate::addr::Attributes;

@@ -1,7 +1,6 @@
 //! Table pages from a [`Platform`]: frames where a table fills them, shares of a frame where not.
 
 use alloc::collections::BTreeMap;
-use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
 use lock_api::Mutex;
@@ -171,9 +170,8 @@ unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
     }
 
     #[inline(always)]
-    fn entry(&self, at: PhysAddr) -> NonNull<AtomicU64> {
-        // A null pointer never comes from `ptr` of our frames; `dangling` keeps this free of panics.
-        NonNull::new(self.platform.ptr(at).cast()).unwrap_or(NonNull::dangling())
+    fn entry(&self, at: PhysAddr) -> *const AtomicU64 {
+        self.platform.ptr(at).cast_const().cast()
     }
 
     #[inline(always)]

@@ -50,13 +50,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         if iova >> self.geometry.input_bits != 0 {
             return None;
         }
-        let mut table = self.root();
-        loop {
-            match table.slot(table.index(iova)) {
-                Slot::Table(child, _) => table = child,
-                Slot::Leaf(entry) => return Some(resolved::<F>(entry, table.level, iova)),
-                _ => return None,
-            }
+        let table = self.lowest(iova);
+        match table.slot(table.index(iova)) {
+            Slot::Leaf(entry) => Some(resolved::<F>(entry, table.level, iova)),
+            _ => None,
         }
     }
 

@@ -35,6 +35,25 @@ pub(super) fn fill<E: Entry>(entries: &[E], first: u64, stride: u64) -> Result<(
     Ok(())
 }
 
+/// As [`fill`]; on a conflict nothing stays written, and the answer is false.
+#[inline(always)]
+pub(super) fn fill_or_restore<E: Entry>(entries: &[E], first: u64, stride: u64) -> bool {
+    if let [one] = entries {
+        let free = one.peek() == 0;
+        if free {
+            one.fill(first);
+        }
+        return free;
+    }
+    match fill(entries, first, stride) {
+        Ok(()) => true,
+        Err(written) => {
+            entries.iter().take(written).for_each(|entry| entry.fill(0));
+            false
+        }
+    }
+}
+
 /// Writes entries of a table that nobody else sees.
 #[inline(always)]
 pub(super) fn fill_private<E: Entry>(entries: &[E], first: u64, stride: u64) {
@@ -55,11 +74,18 @@ pub(super) fn fill_private<E: Entry>(entries: &[E], first: u64, stride: u64) {
 /// Zeroes entries; returns how many were not zero.
 #[inline(always)]
 pub(super) fn clear<E: Entry>(entries: &[E]) -> usize {
+    if let [one] = entries {
+        let there = one.peek() != 0;
+        one.fill(0);
+        return usize::from(there);
+    }
     let mut count = 0;
     let mut eights = entries.chunks_exact(STEP);
     for eight in &mut eights {
+        // Entries of one mapping share a bit, so usually one look tells that all eight are there.
+        let all = eight.iter().fold(!0, |all, entry| all & entry.peek()) != 0;
+        count += if all { STEP } else { occupied(eight) };
         for entry in eight {
-            count += usize::from(entry.peek() != 0);
             entry.fill(0);
         }
     }
@@ -68,4 +94,9 @@ pub(super) fn clear<E: Entry>(entries: &[E]) -> usize {
         entry.fill(0);
     }
     count
+}
+
+#[inline(never)]
+fn occupied<E: Entry>(entries: &[E]) -> usize {
+    entries.iter().filter(|entry| entry.peek() != 0).count()
 }

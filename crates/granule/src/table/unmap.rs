@@ -3,7 +3,7 @@
 use super::access::{self, Slot, Table};
 use super::format::{DETACHED, Format, shift};
 use super::hint::Hint;
-use super::{PageTable, TableError, TableMemory, run};
+use super::{Entry, PageTable, TableError, TableMemory, run};
 use crate::addr::{Iova, IovaRange};
 
 /// What an unmap did.
@@ -32,19 +32,71 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// returned, and that is mapped still, whole.
     #[inline]
     pub unsafe fn unmap(&self, range: IovaRange, hint: Hint) -> Result<Unmapped, TableError> {
+        // SAFETY: the caller's promise about `hint`.
+        match unsafe { self.unmap_page(range, hint) } {
+            Some(bytes) => {
+                self.memory.barrier();
+                Ok(Unmapped { bytes, tables: false })
+            }
+            // SAFETY: as above.
+            None => unsafe { self.unmap_run(range, hint) },
+        }
+    }
+
+    /// One page in a table that exists. `None` if it is anything else, a wrong request included;
+    /// then nothing was changed.
+    ///
+    /// # Safety
+    /// As [`unmap`](Self::unmap), about `hint`.
+    #[inline(always)]
+    unsafe fn unmap_page(&self, range: IovaRange, hint: Hint) -> Option<u64> {
+        if range.len() != F::GRANULE.size() {
+            return None;
+        }
+        let entry = if hint.count() == 1 && self.memory.coherent() {
+            // SAFETY: the caller's promise about `hint`.
+            unsafe { access::hinted(&self.memory, hint) }.first()?
+        } else {
+            self.page_entry(range.start().raw())?.0
+        };
+        let found = entry.peek();
+        if F::GROUPS[0] != 0 && F::group(found, 0) != 0 {
+            return None;
+        }
+        entry.fill(0);
+        Some(if found == 0 { 0 } else { F::GRANULE.size() })
+    }
+
+    /// # Safety
+    /// As [`unmap`](Self::unmap), about `hint`.
+    #[inline(never)]
+    unsafe fn unmap_run(&self, range: IovaRange, hint: Hint) -> Result<Unmapped, TableError> {
         let count = hint.count();
-        let done = if count != 0 && range.len() >> F::GRANULE.shift() == count as u64 {
+        let done = if count != 0 && range.len() == (count as u64) << F::GRANULE.shift() {
             // SAFETY: the caller's promise about `hint`.
             let entries = unsafe { access::hinted(&self.memory, hint) };
             let cleared = run::clear(entries);
             if !self.memory.coherent() {
                 access::clean(&self.memory, hint.phys(), count);
             }
-            Unmapped { bytes: (cleared as u64) << F::GRANULE.shift(), tables: false }
+            Some(pages::<F>(cleared))
         } else {
-            let (start, end) = self.geometry.span::<F>(range.start(), range.len())?;
-            self.walk_and_clear(start, end)?
+            self.clear_short(range.start().raw(), range.len())
         };
+        match done {
+            Some(done) => {
+                self.memory.barrier();
+                Ok(done)
+            }
+            None => self.unmap_long(range),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unmap_long(&self, range: IovaRange) -> Result<Unmapped, TableError> {
+        let (start, end) = self.geometry.span::<F>(range.start(), range.len())?;
+        let done = self.walk_and_clear(start, end)?;
         self.memory.barrier();
         Ok(done)
     }
@@ -56,7 +108,40 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         self.clear_in(self.root(), start, end, false, &mut done);
     }
 
+    /// The short way: entries of one table of level 0, cutting no group. `None` if there is anything
+    /// to think about, a wrong request included; then nothing was changed.
     #[inline(always)]
+    fn clear_short(&self, start: u64, len: u64) -> Option<Unmapped> {
+        let span = 1u64 << shift::<F>(1);
+        let sound = (start | len) & F::GRANULE.mask() == 0
+            && len < span
+            && (start & (span - 1)) + len <= span
+            && (start + (len - 1)) >> self.geometry.input_bits == 0
+            && self.geometry.levels > 1;
+        if !sound {
+            return None;
+        }
+        let table = self.lowest(start);
+        if table.level != 0 {
+            return None;
+        }
+        let end = start + len;
+        let index = table.index(start);
+        let count = ((end - start) >> F::GRANULE.shift()) as usize;
+        let entries = table.entries.get(index..index + count)?;
+        if F::GROUPS[0] != 0 {
+            let whole = |entry: &M::Entry, edge: u64| {
+                edge & ((F::GRANULE.size() << F::group(entry.peek(), 0)) - 1) == 0
+            };
+            if !whole(entries.first()?, start) || !whole(entries.last()?, end) {
+                return None;
+            }
+        }
+        let cleared = run::clear(entries);
+        table.clean(index, count);
+        Some(pages::<F>(cleared))
+    }
+
     fn walk_and_clear(&self, start: u64, end: u64) -> Result<Unmapped, TableError> {
         let mut done = Unmapped::default();
         let Some(table) = self.innermost(start, end)? else { return Ok(done) };
@@ -161,6 +246,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             at = next;
         }
     }
+}
+
+#[inline(always)]
+fn pages<F: Format>(cleared: usize) -> Unmapped {
+    Unmapped { bytes: (cleared as u64) << F::GRANULE.shift(), tables: false }
 }
 
 /// Refuses if a page or a group lies across `at`, looking down from `table`.

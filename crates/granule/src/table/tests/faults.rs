@@ -44,6 +44,30 @@ fn conflict_everywhere<F: Format>() {
 }
 every_format!(a_conflict_anywhere_leaves_nothing, conflict_everywhere);
 
+/// A list of pages that adjoin nowhere, against a page that is taken, for both kinds of walker.
+fn list_conflict_everywhere<F: Format>() {
+    let g = F::GRANULE.size();
+    let (start, count) = ((1u64 << F::INDEX_BITS) - 3, 9);
+    for memory in [TestMemory::new(), TestMemory::non_coherent()] {
+        let table = table::<F>(&memory, F::MAX_INPUT_BITS);
+        let pieces = (0..count).map(|n| phys((100 + 2 * n) * g, g));
+        // SAFETY: the test owns the range.
+        let list = || unsafe { table.map_list(Iova::new(start * g), pieces.clone(), RW) };
+        for page in 0..count {
+            let taken = (start + page) * g;
+            let hint = map(&table, taken, 7 * g, g).expect("free");
+            let before = leaves(&table);
+            assert_eq!(list(), Err(TableError::AlreadyMapped { iova: Iova::new(taken) }));
+            assert_eq!(leaves(&table), before);
+            unmap(&table, taken, g, hint).expect("mapped");
+        }
+        assert_eq!(list(), Ok(()));
+        let found: Vec<u64> = leaves(&table).iter().map(|leaf| leaf.2).collect();
+        assert_eq!(found, pieces.map(|piece| piece.start().raw()).collect::<Vec<_>>());
+    }
+}
+every_format!(a_list_s_conflict_leaves_nothing, list_conflict_everywhere);
+
 fn every_allocation_fails<F: Format>() {
     let g = F::GRANULE.size();
     let (start, count) = awkward::<F>();

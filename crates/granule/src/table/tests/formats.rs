@@ -74,6 +74,22 @@ fn entries_are_the_specifications() {
     assert_eq!(MAIR.to_le_bytes()[..3], [0x44, 0xff, 0x04]);
 }
 
+#[test]
+fn entries_of_vtd_and_riscv_are_the_specifications() {
+    use crate::table::format::encode;
+    let read = Attributes::memory(Access::READ);
+    let write = Attributes::memory(Access::WRITE);
+    assert_eq!(
+        [Vtd2::leaf(RW, 0, 0), Vtd2::leaf(read, 1, 0), Vtd2::leaf(write, 2, 0)],
+        [3, 0x81, 0x82]
+    );
+    assert_eq!(Vtd2::kind(0x83, 3), Kind::Invalid, "no pages of 512 GiB");
+    assert_eq!([Sv39::leaf(RW, 0, 0), Sv39::leaf(read, 1, 0)], [0xd7, 0xd3]);
+    assert_eq!(Sv48::leaf(RW, 0, 4), 0x8000_0000_0000_20d7);
+    assert_eq!(Sv57::effective(write).access, RW.access, "write implies read");
+    assert_eq!(encode::<Sv39>(0x8000_1000), 0x2000_0400);
+}
+
 fn shape<F: Format>(input: u32) -> (u32, usize, u64, u32) {
     let layout = table::<F>(&TestMemory::new(), input).layout();
     (layout.levels, layout.roots.len(), layout.root_entry_bytes, layout.input_bits)
@@ -95,6 +111,11 @@ fn geometry_follows_the_input_bits() {
     assert_eq!(shape::<Lpae16k>(25), (1, 1, 16 << 10, 25));
     assert_eq!(shape::<Lpae64k>(42), (2, 1, 512 * M, 42));
     assert_eq!(shape::<Lpae64k>(48), (3, 1, 4 << 40, 48));
+    assert_eq!(shape::<Vtd2>(39), (3, 1, 1 << 30, 39));
+    assert_eq!(shape::<Vtd2>(48), (4, 1, 512 << 30, 48));
+    assert_eq!(shape::<Vtd2>(57), (5, 1, 1 << 48, 57));
+    assert_eq!(shape::<Sv39>(38), (3, 1, 1 << 30, 38));
+    assert_eq!(shape::<Sv57>(56), (5, 1, 1 << 48, 56));
     // The root is no larger than it must be.
     let memory = TestMemory::new();
     let _table = table::<Lpae4k>(&memory, 32);

@@ -2,7 +2,6 @@
 //! not snoop.
 
 use std::collections::HashMap;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
@@ -126,8 +125,9 @@ unsafe impl TableMemory for TestMemory {
         (0..size / 8).for_each(|n| self.write(table.raw() + n * 8, POISON));
     }
 
-    fn entry(&self, at: PhysAddr) -> NonNull<AtomicU64> {
-        NonNull::from(&self.0.arena[((at.raw() - BASE) / 8) as usize])
+    fn entry(&self, at: PhysAddr) -> *const AtomicU64 {
+        // To the end of the arena, not a reference to one word.
+        self.0.arena[((at.raw() - BASE) / 8) as usize..].as_ptr()
     }
 
     fn coherent(&self) -> bool {

@@ -241,7 +241,10 @@ fn lists<F: Format>() {
                 };
                 list.push(phys(start, len * g));
             }
-            let table = table::<F>(&TestMemory::new(), F::MAX_INPUT_BITS);
+            let memory =
+                if list.len() % 2 == 0 { TestMemory::new() } else { TestMemory::non_coherent() };
+            let table = table::<F>(&memory, F::MAX_INPUT_BITS);
+            let layout = table.layout();
             let first = g * 3;
             // SAFETY: the test owns the range.
             let done = unsafe { table.map_list(Iova::new(first), list.iter().copied(), RW) };
@@ -251,6 +254,9 @@ fn lists<F: Format>() {
                 for offset in (0..piece.len()).step_by(g as usize) {
                     let found = table.resolve(Iova::new(at + offset)).map(|found| found.phys.raw());
                     prop_assert_eq!(found, Some(piece.start().raw() + offset));
+                    if F::INDEX_BITS > 3 {
+                        prop_assert_eq!(reader::translate(&layout, &memory, at + offset), found);
+                    }
                 }
                 at += piece.len();
             }

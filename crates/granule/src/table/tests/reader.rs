@@ -9,13 +9,15 @@ enum Step {
     Table(u64),
     /// The address of the entry's own slot, not of its group.
     Page(u64),
+    /// A 64 KiB page made of equal entries.
+    Napot(u64),
 }
 
 /// (granule bits, index bits, whether the root is short)
 fn shape(name: &str) -> (u32, u32) {
     match name {
         "dart1" | "dart2" | "lpae16k" => (14, 11),
-        "lpae4k" => (12, 9),
+        "lpae4k" | "vtd2" | "sv39" | "sv48" | "sv57" => (12, 9),
         "lpae64k" => (16, 13),
         _ => unreachable!(),
     }
@@ -32,6 +34,24 @@ fn step(name: &str, entry: u64, last: bool) -> Step {
                 (0, _) => Step::Fault,
                 (_, true) => Step::Page(to),
                 _ => Step::Table(to),
+            }
+        }
+        "vtd2" => {
+            let to = entry & 0x000f_ffff_ffff_f000;
+            match (entry & 3, last || entry & 0x80 != 0) {
+                (0, _) => Step::Fault,
+                (_, true) => Step::Page(to),
+                _ => Step::Table(to),
+            }
+        }
+        "sv39" | "sv48" | "sv57" => {
+            let to = ((entry >> 10) & ((1 << 44) - 1)) << 12;
+            match (entry & 1, (entry >> 1) & 7, last) {
+                (0, ..) | (_, 0, true) => Step::Fault,
+                (_, 0, false) => Step::Table(to),
+                // Svnapot: the low bits of the page number say how many pages.
+                _ if entry >> 63 == 1 => Step::Napot(to & !0xffff),
+                _ => Step::Page(to),
             }
         }
         _ => {
@@ -58,6 +78,7 @@ pub(crate) fn translate(layout: &TableLayout, memory: &TestMemory, address: u64)
         match step(name, memory.hardware(at), bits == granule) {
             Step::Fault => return None,
             Step::Page(to) => return Some(to | address & ((1 << bits) - 1)),
+            Step::Napot(to) => return Some(to | address & 0xffff),
             Step::Table(to) => {
                 bits -= index;
                 at = to + ((address >> bits) & ((1 << index) - 1)) * 8;
