@@ -5,7 +5,7 @@
 //! driver that the thread discusses needed forty lines for the two requests, an `sg_table` that it
 //! kept by hand, and luck: nothing made the buffer's blocks whole granules of the second DART.
 //!
-//! [`Dcp`] is the driver: `allocate` and `map_piodma` take 20 lines together, and what the luck was
+//! [`Dcp`] is the driver: `allocate` and `map_piodma` take 14 lines together, and what the luck was
 //! about is a constraint of the plan. The rest of the file is the machine it runs on.
 
 use std::collections::BTreeMap;
