@@ -8,6 +8,8 @@
 
 extern crate alloc;
 extern crate granule as _;
+extern crate granule_board as _;
+extern crate granule_hw as _;
 
 mod calls;
 mod machine;

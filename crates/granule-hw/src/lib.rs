@@ -1,0 +1,11 @@
+//! IOMMU drivers for bare metal, on real registers and queues.
+//!
+//! Each driver is a folder: `spec` holds what the specification says (registers, commands, entries:
+//! plain types without unsafe code), the rest is behaviour. A driver whose hardware walks tables of
+//! ours implements [`granule::domain::Unit`]; one that keeps its tables to itself implements
+//! [`granule::domain::Translation`].
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
