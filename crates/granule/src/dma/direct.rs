@@ -14,7 +14,7 @@ use super::ops::{
 use super::route::{RouteCore, SlotShape};
 use super::runs::whole;
 use super::{BounceReason, BusWindow, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
-use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
+use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysAddr, PhysRange};
 use crate::bounce::RawBounceSlot;
 use crate::domain::{DomainStats, Footprint, Release, Stats, Ticket, UnitError, UnmapError};
 use crate::mem::Platform;
@@ -122,7 +122,7 @@ impl<P: Platform> Direct<P> {
         let reason = match self.usable(piece, direction) {
             Ok((phys, dma)) if !crosses(dma.raw(), len, spec.boundary) => {
                 self.core.before_device(memory, len, direction, flags);
-                return Ok((EntryRun { phys, slot: None }, dma));
+                return Ok((EntryRun { phys, slot: None, piece: None }, dma));
             }
             Ok(_) => BounceReason::Boundary,
             Err(reason) => reason,
@@ -142,7 +142,7 @@ impl<P: Platform> Direct<P> {
                 boundary: spec.boundary,
             });
         }
-        Ok((EntryRun { phys: slot.data(), slot: Some(slot) }, dma))
+        Ok((EntryRun { phys: slot.data(), slot: Some(slot), piece: None }, dma))
     }
 
     /// The memory of a piece and its DMA address, or why the device cannot use it where it lies.
@@ -361,6 +361,10 @@ impl<P: Platform> Ops for Direct<P> {
 
     unsafe fn unlink(&self, _: &Live, _: &LinkPlace) -> Result<(), UnmapError> {
         Ok(())
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core.platform.ptr(phys)
     }
 
     fn whole(&self, piece: &Piece) -> Option<PhysRange> {

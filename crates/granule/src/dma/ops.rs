@@ -191,6 +191,9 @@ pub(crate) trait Ops: Send + Sync {
     /// The same was linked and is unlinked once.
     unsafe fn unlink(&self, live: &Live, link: &LinkPlace) -> Result<(), UnmapError>;
 
+    /// The CPU's pointer to physical memory.
+    fn ptr(&self, phys: PhysAddr) -> *mut u8;
+
     /// The memory of a piece, if it is one physical run.
     fn whole(&self, piece: &super::Piece) -> Option<PhysRange>;
 
@@ -295,4 +298,6 @@ pub(crate) struct ListState {
 pub(crate) struct EntryRun {
     pub phys: PhysRange,
     pub slot: Option<RawBounceSlot>,
+    /// Granules to map for it that the entry before did not map, and their offset.
+    pub piece: Option<(u64, PhysRange)>,
 }

@@ -12,7 +12,8 @@ use super::route::{RouteCore, SlotShape};
 use super::runs::{Runs, whole};
 use super::{BounceReason, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
 use crate::addr::{
-    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysRange,
+    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysAddr,
+    PhysRange,
 };
 use crate::bounce::RawBounceSlot;
 use crate::domain::{
@@ -34,6 +35,15 @@ pub(super) struct Translated<P: Platform, T: Translation> {
     pub streaming: IovaRange,
     /// The same for coherent memory.
     pub coherent: IovaRange,
+}
+
+/// What a list needs of the domain.
+struct Gathered {
+    /// The size of the allocation in bytes.
+    size: u64,
+    /// Whether some of it stays unmapped, for a boundary's sake.
+    gaps: bool,
+    print: Footprint,
 }
 
 /// How one run shall be mapped.
@@ -199,18 +209,13 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
         }
         let size = len + exposed;
-        let mut offset = 0;
         let runs = Runs::new(&self.core.platform, memory.pieces());
-        let pieces = runs.filter_map(|run| run.ok()?.align_outward(granule)).map(move |outer| {
-            let at = offset;
-            offset += outer.len();
-            (at, outer)
-        });
+        let pieces = runs.filter_map(|run| run.ok()?.align_outward(granule));
         self.core.before_device(memory, len, direction, flags);
         let attrs = self.attributes(direction.access());
         // SAFETY: the survey found that the runs join at granules; the rest is the caller's
         // promise.
-        let mapped = unsafe { self.domain.map_pieces(&self.placement(size, flags), pieces, attrs) };
+        let mapped = unsafe { self.domain.map_list(&self.placement(size, flags), pieces, attrs) };
         let mapped = mapped.map_err(|cause| {
             self.domain.conceal(exposed);
             self.domain_error(cause)
@@ -257,59 +262,68 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         }
     }
 
-    /// Where every entry of a list lies as the device will see it, bounced where it must be.
+    /// Decides for every entry of a list where it lies as the device will see it (bounced where it
+    /// must be) and where it goes in the allocation. Segments are written relative to its start.
     fn gather(
         &self,
         entries: &[Piece],
         direction: Direction,
         flags: MapFlags,
         state: &mut ListState,
-    ) -> Result<(), DmaError> {
+    ) -> Result<Gathered, DmaError> {
         let untrusted = self.untrusted();
-        for piece in entries {
-            let memory = Memory::One(*piece);
-            let run = whole(&self.core.platform, piece).ok_or(BounceReason::NoPhysical);
-            let run = run.and_then(|phys| self.fit(phys, direction).map(|fit| (phys, fit)));
-            let run = match run {
-                Ok((_, fit)) if untrusted && fit.outer.len() != piece.len() => {
-                    Err(BounceReason::Exposure)
-                }
-                other => other,
-            };
-            let run = match run {
-                Ok((phys, _)) => {
-                    self.core.before_device(memory, phys.len(), direction, flags);
-                    EntryRun { phys, slot: None }
-                }
-                Err(reason) => {
-                    let slot =
-                        self.core.bounce(memory, piece.len(), &self.shape(), reason, flags)?;
-                    EntryRun { phys: slot.data(), slot: Some(slot.into_raw()) }
-                }
-            };
-            state.runs.push(run);
-        }
-        Ok(())
-    }
-
-    /// The size of the allocation that the entries need, and what lies in it beside them.
-    fn measure(&self, state: &ListState) -> Result<(u64, Footprint), DmaError> {
-        let mut placer = Placer::new(self.rules());
+        let rules = self.rules();
+        let mut placer = Placer::new(rules);
         let mut print = Footprint::default();
         let mut mapped = 0u64;
-        for (index, run) in state.runs.iter().enumerate() {
-            let placed =
-                placer.place(run.phys).map_err(|why| self.no_place(why, index, run.phys.len()))?;
-            let piece = placed.piece.map_or(0, |(_, piece)| piece.len());
-            mapped += piece;
-            print.bytes += run.phys.len();
-            if let Some(slot) = run.slot {
-                print.bounced += run.phys.len();
-                print.padding += slot.outer().len() - run.phys.len();
+        let ListState { runs, segments } = state;
+        let mut joiner = Joiner::new(rules.boundary, rules.max_segment, segments);
+        for (index, piece) in entries.iter().enumerate() {
+            let run = self.place_run(piece, untrusted, direction, flags)?;
+            let (phys, slot) = (run.phys, run.slot);
+            runs.push(run);
+            let placed = placer.place(phys).map_err(|why| self.no_place(why, index, phys.len()))?;
+            if let Some(slot) = slot {
+                print.bounced += phys.len();
+                print.padding += slot.outer().len() - phys.len();
+            }
+            print.bytes += phys.len();
+            mapped += placed.piece.map_or(0, |(_, piece)| piece.len());
+            joiner.push(DmaAddr::new(placed.offset), phys.len());
+            if let Some(run) = runs.last_mut() {
+                run.piece = placed.piece;
             }
         }
         print.exposed = mapped.saturating_sub(print.bytes + print.padding);
-        Ok((placer.len(), print))
+        Ok(Gathered { size: placer.len(), gaps: mapped != placer.len(), print })
+    }
+
+    /// Where one entry lies as the device will see it: where it is, or in a bounce slot.
+    #[inline]
+    fn place_run(
+        &self,
+        piece: &Piece,
+        untrusted: bool,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<EntryRun, DmaError> {
+        let memory = Memory::One(*piece);
+        let phys = whole(&self.core.platform, piece).ok_or(BounceReason::NoPhysical);
+        let usable = phys.and_then(|phys| {
+            let fit = self.fit(phys, direction)?;
+            let exposes = untrusted && fit.outer.len() != phys.len();
+            if exposes { Err(BounceReason::Exposure) } else { Ok(phys) }
+        });
+        match usable {
+            Ok(phys) => {
+                self.core.before_device(memory, phys.len(), direction, flags);
+                Ok(EntryRun { phys, slot: None, piece: None })
+            }
+            Err(reason) => {
+                let slot = self.core.bounce(memory, piece.len(), &self.shape(), reason, flags)?;
+                Ok(EntryRun { phys: slot.data(), slot: Some(slot.into_raw()), piece: None })
+            }
+        }
     }
 
     fn no_place(&self, why: NoPlace, index: usize, len: u64) -> DmaError {
@@ -325,49 +339,48 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         }
     }
 
-    /// Maps the gathered runs into one allocation and writes the segments.
+    /// Maps the gathered runs into one allocation and moves the segments there.
     ///
     /// # Safety
     /// As [`Ops::map_list`].
     unsafe fn map_gathered(
         &self,
+        gathered: &Gathered,
         direction: Direction,
         flags: MapFlags,
         state: &mut ListState,
     ) -> Result<Live, DmaError> {
-        let (size, print) = self.measure(state)?;
+        let print = gathered.print;
         if !self.domain.expose(print.exposed) {
-            // An untrusted device joined the domain a moment ago: the caller gathers again.
-            return Err(DmaError::NoBounce {
-                device: self.device(),
-                reason: BounceReason::Exposure,
-            });
+            // An untrusted device joined the domain a moment ago: the caller may try again.
+            let device = self.device();
+            return Err(DmaError::NoBounce { device, reason: BounceReason::Exposure });
         }
-        let mut place = self.placement(size, flags);
+        let mut place = self.placement(gathered.size, flags);
         let boundary = self.core.spec.boundary;
         if boundary != 0 {
             // Offsets were checked against the boundary as if the allocation began at one.
-            let natural = size.checked_next_power_of_two().unwrap_or(1 << 63);
+            let natural = gathered.size.checked_next_power_of_two().unwrap_or(1 << 63);
             place.align = place.align.max(natural.min(boundary));
         }
-        let mut placer = Placer::new(self.rules());
-        let runs = state.runs.iter();
-        let pieces = runs.filter_map(move |run| placer.place(run.phys).ok()?.piece);
+        let pieces = state.runs.iter().filter_map(|run| run.piece);
         let attrs = self.attributes(direction.access());
         // SAFETY: pieces are whole granules around the entries, or slots lent to this mapping; the
         // rest is the caller's promise.
-        let mapped = unsafe { self.domain.map_pieces(&place, pieces, attrs) };
+        let mapped = unsafe {
+            if gathered.gaps {
+                self.domain.map_pieces(&place, pieces, attrs)
+            } else {
+                self.domain.map_list(&place, pieces.map(|(_, piece)| piece), attrs)
+            }
+        };
         let mapped = mapped.map_err(|cause| {
             self.domain.conceal(print.exposed);
             self.domain_error(cause)
         })?;
-        let base = self.dma(mapped.range.start());
-        let mut placer = Placer::new(self.rules());
-        let mut joiner = Joiner::new(boundary, self.core.spec.max_segment, &mut state.segments);
-        for run in &state.runs {
-            if let Ok(placed) = placer.place(run.phys) {
-                joiner.push(DmaAddr::new(base.raw() + placed.offset), run.phys.len());
-            }
+        let base = self.dma(mapped.range.start()).raw();
+        for segment in &mut state.segments {
+            segment.address = DmaAddr::new(base + segment.address.raw());
         }
         Ok(self.live(mapped, 0, print.bytes, print, None))
     }
@@ -470,7 +483,8 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
         let gathered = self.gather(entries, direction, flags, state);
         // SAFETY: the caller's promise.
-        let live = gathered.and_then(|()| unsafe { self.map_gathered(direction, flags, state) });
+        let live = gathered
+            .and_then(|gathered| unsafe { self.map_gathered(&gathered, direction, flags, state) });
         if let Err(error) = &live {
             state.segments.clear();
             if error.is_stale() {
@@ -540,15 +554,10 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             guard: place.guard,
             at,
         };
-        let mut offset = 0;
-        let pieces = blocks.iter().map(move |block| {
-            let at = offset;
-            offset += block.len();
-            (at, *block)
-        });
         // SAFETY: the blocks are the caller's own, whole granules.
-        let mapped =
-            unsafe { self.domain.map_pieces(&placement, pieces, self.attributes(place.access)) };
+        let mapped = unsafe {
+            self.domain.map_list(&placement, blocks.iter().copied(), self.attributes(place.access))
+        };
         let mapped = mapped.map_err(|cause| self.domain_error(cause))?;
         let print =
             Footprint { bytes: place.len, padding: size - place.len, ..Footprint::default() };
@@ -663,6 +672,10 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
         self.core.counters.end(&self.core.platform, &link.print());
         result
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core.platform.ptr(phys)
     }
 
     fn whole(&self, piece: &Piece) -> Option<PhysRange> {

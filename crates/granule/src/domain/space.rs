@@ -355,6 +355,30 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         self.settle(range, lease, result)
     }
 
+    /// Maps pieces one behind the other from the start of the placement on.
+    ///
+    /// # Errors
+    /// [`DomainError`]; nothing is then mapped or taken.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map), for each piece. Together they are as long as the placement.
+    #[inline]
+    pub unsafe fn map_list<I>(
+        &self,
+        place: &Placement,
+        pieces: I,
+        attrs: Attributes,
+    ) -> Result<Mapped, DomainError>
+    where
+        I: Iterator<Item = PhysRange> + Clone,
+    {
+        pieces.clone().try_for_each(|phys| self.check_reach(phys))?;
+        let (range, lease) = self.lease(place)?;
+        // SAFETY: the range was just leased; the rest is the caller's promise.
+        let result = unsafe { self.translation.map_list(range.start(), pieces, attrs) };
+        self.settle(range, lease, result.map(|()| Hint::NONE))
+    }
+
     /// Maps pieces at their offsets from the start of the placement. What lies between stays
     /// unmapped.
     ///
@@ -393,7 +417,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     where
         I: Iterator<Item = (u64, PhysRange)> + Clone,
     {
-        while let Some((offset, len, count)) = next_run(pieces.clone()) {
+        while let Some((offset, count)) = next_run(pieces.clone()) {
             let run = pieces.clone().take(count).map(|(_, phys)| phys);
             let iova = Iova::new(start.raw().wrapping_add(offset));
             // SAFETY: the caller's promise.
@@ -404,10 +428,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
                 }
                 return Err(error);
             }
-            let _ = len;
-            for _ in 0..count {
-                pieces.next();
-            }
+            pieces.nth(count - 1);
         }
         Ok(())
     }
@@ -735,18 +756,15 @@ fn guard_around(range: IovaRange, guard: u64) -> Option<IovaRange> {
     IovaRange::new(start, range.len().checked_add(guard)?.checked_add(guard)?).ok()
 }
 
-/// The first run of pieces that follow each other without a gap: its offset, its length in bytes,
-/// and how many pieces it has.
-fn next_run(pieces: impl Iterator<Item = (u64, PhysRange)>) -> Option<(u64, u64, usize)> {
-    let mut run: Option<(u64, u64, usize)> = None;
-    for (offset, phys) in pieces {
-        run = match run {
-            None => Some((offset, phys.len(), 1)),
-            Some((start, len, count)) if start + len == offset => {
-                Some((start, len + phys.len(), count + 1))
-            }
-            done => return done,
-        };
-    }
-    run
+/// The first run of pieces that follow each other without a gap: its offset, and how many pieces
+/// it has, at least one.
+fn next_run(mut pieces: impl Iterator<Item = (u64, PhysRange)>) -> Option<(u64, usize)> {
+    let (offset, first) = pieces.next()?;
+    let mut end = offset + first.len();
+    let joined = pieces.take_while(|(at, phys)| {
+        let joins = *at == end;
+        end += phys.len();
+        joins
+    });
+    Some((offset, 1 + joined.count()))
 }
