@@ -11,6 +11,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use lock_api::Mutex;
+
 use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket};
 use super::{
     DomainConfig, DomainError, Geometry, Invalidation, InvalidationPolicy, Reserved, ReservedUse,
@@ -31,8 +33,11 @@ pub struct Domain<P: Platform, T: Translation> {
     iova: IovaAllocator<P>,
     granule: Granule,
     quarantine: Option<Quarantine<P>>,
-    /// Set once a device that is not trusted has been attached; never cleared.
-    untrusted: AtomicBool,
+    /// How many devices that are not trusted were attached, or are being attached now; only an
+    /// attachment that fails takes its one back.
+    untrusted: AtomicU64,
+    /// Held while it is decided whether an untrusted device may join.
+    joining: Mutex<P::Lock, ()>,
     /// Bytes exposed to the domain's devices now. Only touched by mappings that expose.
     exposed: AtomicU64,
     poisoned: AtomicBool,
@@ -138,7 +143,8 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             iova,
             granule,
             quarantine,
-            untrusted: AtomicBool::new(false),
+            untrusted: AtomicU64::new(0),
+            joining: Mutex::new(()),
             exposed: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             leaked: AtomicU64::new(0),
@@ -223,7 +229,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
 
     /// Whether a device that is not trusted has ever been attached.
     pub fn is_untrusted(&self) -> bool {
-        self.untrusted.load(Ordering::SeqCst)
+        self.untrusted.load(Ordering::SeqCst) != 0
     }
 
     /// Whether an invalidation failed; nothing new is mapped then.
@@ -250,7 +256,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             return true;
         }
         self.exposed.fetch_add(bytes, Ordering::SeqCst);
-        if self.untrusted.load(Ordering::SeqCst) {
+        if self.is_untrusted() {
             self.exposed.fetch_sub(bytes, Ordering::SeqCst);
             return false;
         }
@@ -267,13 +273,20 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     /// From now on the domain exposes nothing. If it does already, answers how many bytes, and
     /// stays as it was.
     pub(crate) fn distrust(&self) -> Result<(), u64> {
-        let before = self.untrusted.swap(true, Ordering::SeqCst);
+        // Two who join at once must not rely on each other: the first may yet be refused.
+        let _one_at_a_time = self.joining.lock();
+        let before = self.untrusted.fetch_add(1, Ordering::SeqCst);
         let exposed = self.exposed.load(Ordering::SeqCst);
-        if exposed != 0 && !before {
-            self.untrusted.store(false, Ordering::SeqCst);
+        if exposed != 0 && before == 0 {
+            self.trust_again();
             return Err(exposed);
         }
         Ok(())
+    }
+
+    /// Takes back what [`distrust`](Self::distrust) did: the device was not attached after all.
+    pub(crate) fn trust_again(&self) {
+        self.untrusted.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Takes IOVA space. If there is none, what waits in quarantine is flushed first.
