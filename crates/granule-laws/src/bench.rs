@@ -321,6 +321,8 @@ pub trait AnyDomain: Send + Sync {
     fn page_sizes_used(&self, range: IovaRange) -> Vec<(u64, u64)>;
     /// The page sizes of the translation.
     fn page_sizes(&self) -> PageSizes;
+    /// As [`Domain::is_deferred`].
+    fn is_deferred(&self) -> bool;
     /// As [`Domain::is_untrusted`].
     fn is_untrusted(&self) -> bool;
 }
@@ -351,6 +353,9 @@ impl<T: Translation> AnyDomain for Domain<SimPlatform, T> {
     }
     fn page_sizes(&self) -> PageSizes {
         self.geometry().page_sizes
+    }
+    fn is_deferred(&self) -> bool {
+        Domain::is_deferred(self)
     }
     fn is_untrusted(&self) -> bool {
         Domain::is_untrusted(self)

@@ -77,6 +77,16 @@ impl SimBuffer {
         Some(Self::of(machine, owned, ranges))
     }
 
+    /// Pieces of these sizes, each wherever memory is free.
+    pub fn pages(case: &Case, machine: &Machine, sizes: &[u64]) -> Option<Self> {
+        let unit = case.unit();
+        let owned = sizes.iter().map(|size| frames(machine, unit.round_up(*size)?, unit.size()));
+        let owned: Vec<_> = owned.collect::<Option<_>>()?;
+        let ranges = owned.iter().zip(sizes).map(|(frames, size)| frames.range().slice(0, *size));
+        let ranges = ranges.collect::<Option<_>>()?;
+        Some(Self::of(machine, owned, ranges))
+    }
+
     fn of(
         machine: &Machine,
         frames: Vec<OwnedFrames<SimPlatform>>,

@@ -1,6 +1,6 @@
 //! What the tables say by an independent walker, what a device reaches, and what is counted.
 
-use granule::addr::{Access, DmaAddr, Iova, PhysRange};
+use granule::addr::{Access, DmaAddr, Iova, PhysAddr, PhysRange};
 use granule_sim::hostile::Allowed;
 use granule_sim::iommu::{StreamState, Via};
 use granule_sim::walk;
@@ -44,14 +44,21 @@ pub fn walks_to(
     pages
 }
 
-/// Whether a walk of the table finds nothing at an address.
-pub fn walks_nowhere(bench: &Bench, iommu: usize, stream: u32, iova: u64) -> bool {
+/// Where the table leads from an address.
+pub fn physical(bench: &Bench, iommu: usize, stream: u32, iova: u64) -> Option<PhysAddr> {
     let sim = bench.iommus[iommu].unit().iommu();
     let Ok(StreamState::Translate { roots, input_bits, .. }) = sim.stream(stream) else {
-        return true;
+        return None;
     };
     let memory = bench.machine.memory().inspect(sim.config().coherent_walk);
-    walk::translate(&memory, sim.config().format, &roots, input_bits, Iova::new(iova)).is_err()
+    let iova = Iova::new(iova);
+    let found = walk::translate(&memory, sim.config().format, &roots, input_bits, iova);
+    found.ok().map(|found| found.phys)
+}
+
+/// Whether a walk of the table finds nothing at an address.
+pub fn walks_nowhere(bench: &Bench, iommu: usize, stream: u32, iova: u64) -> bool {
+    physical(bench, iommu, stream, iova).is_none()
 }
 
 /// Checks law 1 by DMA: the device reads these bytes from `address` on.
