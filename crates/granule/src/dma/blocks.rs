@@ -28,7 +28,10 @@ pub(crate) struct BlockRequest {
 /// until the device has lost them.
 pub(crate) struct Blocks {
     source: Arc<dyn FrameSource>,
+    /// As devices see them: neighbours are one.
     blocks: Vec<PhysRange>,
+    /// As they were allocated, and will be freed: a platform takes back what it gave.
+    owned: Vec<PhysRange>,
     size: u64,
     cpu: Option<CpuView>,
 }
@@ -54,7 +57,7 @@ impl Blocks {
     ) -> Result<Self, FrameError> {
         let unit = request.align.max(source.cpu_page());
         let size = unit.round_up(request.len).ok_or(FrameError::OutOfMemory)?;
-        let mut this = Self { source, blocks: Vec::new(), size, cpu: None };
+        let mut this = Self { source, blocks: Vec::new(), owned: Vec::new(), size, cpu: None };
         if request.contiguous {
             this.add(size, size_align(size, unit, request.sizes), unit, request)?;
         } else {
@@ -75,7 +78,8 @@ impl Blocks {
                 request.sizes.largest_up_to(left.min(limit)).unwrap_or(0).max(unit.size());
             match self.add(fitting, fitting, unit, request) {
                 Ok(()) => left -= fitting,
-                Err(FrameError::OutOfMemory) if fitting > unit.size() => limit = fitting / 2,
+                // Also if "unsupported": no bank, or no order of a buddy allocator, is so large.
+                Err(_) if fitting > unit.size() => limit = fitting / 2,
                 Err(error) => return Err(error),
             }
         }
@@ -92,12 +96,14 @@ impl Blocks {
         request: &BlockRequest,
     ) -> Result<(), FrameError> {
         self.blocks.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
+        self.owned.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
         let mut result = Err(FrameError::OutOfMemory);
         for align in [align, unit.size()] {
             for window in &request.windows {
                 let wanted = FrameRequest::new(size, align.max(unit.size())).within(Some(*window));
                 result = self.source.alloc(&wanted);
                 if let Ok(block) = result {
+                    self.owned.push(block);
                     self.join(block);
                     return Ok(());
                 }
@@ -120,7 +126,7 @@ impl Blocks {
     }
 
     fn zero(&self) {
-        for block in &self.blocks {
+        for block in &self.owned {
             let ptr = self.source.ptr(block.start());
             // SAFETY: the block is ours, and the platform's pointer is valid for all of it.
             unsafe { ptr.write_bytes(0, block.len() as usize) };
@@ -130,13 +136,12 @@ impl Blocks {
     }
 
     fn view(&mut self, uncached: bool) -> Result<(), FrameError> {
-        if let ([one], false) = (&self.blocks[..], uncached) {
-            self.cpu = NonNull::new(self.source.ptr(one.start()))
-                .map(|ptr| CpuView { ptr, mapped: false });
+        if let (Some(ptr), false) = (self.ordinary(), uncached) {
+            self.cpu = Some(CpuView { ptr, mapped: false });
             return Ok(());
         }
         // SAFETY: the blocks are ours until `drop`, which unmaps first.
-        match unsafe { self.source.map_cpu(&self.blocks, uncached) } {
+        match unsafe { self.source.map_cpu(&self.owned, uncached) } {
             Ok(ptr) => self.cpu = Some(CpuView { ptr, mapped: true }),
             // Without a contiguous view the CPU goes through the blocks one by one; only an
             // uncached view is indispensable.
@@ -144,6 +149,15 @@ impl Blocks {
             Err(_) => {}
         }
         Ok(())
+    }
+
+    /// The platform's ordinary pointer, if that shows all blocks one behind the other.
+    fn ordinary(&self) -> Option<NonNull<u8>> {
+        let at = |block: &PhysRange| self.source.ptr(block.start());
+        let follows =
+            |pair: &[PhysRange]| at(&pair[0]).wrapping_add(pair[0].len() as usize) == at(&pair[1]);
+        let first = self.owned.first()?;
+        if self.owned.windows(2).all(follows) { NonNull::new(at(first)) } else { None }
     }
 
     pub(crate) fn blocks(&self) -> &[PhysRange] {
@@ -193,7 +207,7 @@ impl Blocks {
         }
         let end = offset + len as u64;
         let mut start = 0u64;
-        for block in &self.blocks {
+        for block in &self.owned {
             let (from, to) = (offset.max(start), end.min(start + block.len()));
             if from < to {
                 let base = self.source.ptr(block.start());
@@ -228,7 +242,7 @@ impl Drop for Blocks {
             // SAFETY: the view is `map_cpu`'s of these blocks, and nobody holds it any more.
             unsafe { self.source.unmap_cpu(view.ptr, self.size as usize) };
         }
-        for block in self.blocks.drain(..) {
+        for block in self.owned.drain(..) {
             // SAFETY: the block is ours; whoever mapped it dropped us after the device lost it.
             unsafe { self.source.free(block) };
         }

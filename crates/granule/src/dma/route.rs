@@ -91,11 +91,12 @@ impl<P: Platform> RouteCore<P> {
         let slot = pool.acquire(&request);
         let mut slot =
             slot.map_err(|cause| DmaError::Bounce { device: device(), reason, cause })?;
-        if !self.spec.trusted {
+        if shape.whole {
             pool.zero_padding(&mut slot);
         }
-        // An untrusted device must not find what the slot held before, whatever the caller skips.
-        if !flags.contains(MapFlags::SKIP_CPU_SYNC) || !self.spec.trusted {
+        // What the slot held before must not be found behind an IOMMU, whatever the caller skips: an
+        // untrusted device may share the domain, or join it while this is mapped.
+        if !flags.contains(MapFlags::SKIP_CPU_SYNC) || shape.whole {
             self.copy_in(&slot, memory, 0, len);
         }
         if !self.spec.snoops {

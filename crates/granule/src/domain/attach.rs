@@ -54,9 +54,10 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         }
         self.distrust().map_err(|exposed| StreamError::Exposing { exposed })?;
         // What exposed something and was unmapped may still be cached.
-        let flushed = self.flush().map_err(|error| TranslationError::from(error).into());
-        let attached = flushed.and_then(|()| self.attach_all(streams, trusted));
-        if attached.is_err() {
+        let flushed = self.flush().map_err(TranslationError::from);
+        let attached =
+            flushed.map_err(StreamError::from).and_then(|()| self.attach_all(streams, trusted));
+        if attached.is_err() && !self.is_poisoned() {
             self.trust_again();
         }
         attached
@@ -65,7 +66,9 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     fn attach_all(&self, streams: &[Stream], trusted: bool) -> Result<(), StreamError> {
         for (index, stream) in streams.iter().enumerate() {
             if let Err(error) = self.attach_one(*stream, trusted) {
-                self.block_streams(&streams[..index]);
+                if !self.block_streams(&streams[..index]) {
+                    self.lose();
+                }
                 return Err(error);
             }
         }
@@ -78,7 +81,9 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         let attached = unsafe { self.translation().attach(stream) }?;
         for range in &attached.firmware {
             if let Err(error) = self.admit_firmware(*range, trusted) {
-                let _ = self.translation().detach(stream);
+                if self.translation().detach(stream).is_err() {
+                    self.lose();
+                }
                 return Err(error);
             }
         }

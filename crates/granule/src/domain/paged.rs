@@ -163,7 +163,10 @@ fn common_config<F: Format, P: Platform, U: Unit>(
             Some(known) => {
                 (known.input_bits.min(info.input_bits), known.output_bits.min(info.output_bits))
             }
-            None => (info.input_bits, info.output_bits),
+            // A walker may have wider addresses than the tables of this format can hold.
+            None => {
+                (info.input_bits.min(F::MAX_INPUT_BITS), info.output_bits.min(F::MAX_OUTPUT_BITS))
+            }
         };
         config = Some(TableConfig::new(input_bits, output_bits));
     }

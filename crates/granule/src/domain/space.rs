@@ -11,6 +11,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use lock_api::Mutex;
+
 use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket};
 use super::{
     DomainConfig, DomainError, Geometry, Invalidation, InvalidationPolicy, Reserved, ReservedUse,
@@ -31,8 +33,10 @@ pub struct Domain<P: Platform, T: Translation> {
     iova: IovaAllocator<P>,
     granule: Granule,
     quarantine: Option<Quarantine<P>>,
-    /// How many devices that are not trusted are attached.
+    /// How many devices that are not trusted are attached, or are being attached now.
     untrusted: AtomicUsize,
+    /// Held while it is decided whether an untrusted device may join.
+    joining: Mutex<P::Lock, ()>,
     /// Bytes exposed to the domain's devices now. Only touched by mappings that expose.
     exposed: AtomicU64,
     poisoned: AtomicBool,
@@ -139,6 +143,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             granule,
             quarantine,
             untrusted: AtomicUsize::new(0),
+            joining: Mutex::new(()),
             exposed: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             leaked: AtomicU64::new(0),
@@ -268,14 +273,15 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     /// Counts in a device that is not trusted: from now on the domain exposes nothing. If it does
     /// already, answers how many bytes, and stays as it was.
     pub(crate) fn distrust(&self) -> Result<(), u64> {
-        self.untrusted.fetch_add(1, Ordering::SeqCst);
-        match self.exposed.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            exposed => {
-                self.trust_again();
-                Err(exposed)
-            }
+        // Two who join at once must not rely on each other: the first may yet be refused.
+        let _one_at_a_time = self.joining.lock();
+        let before = self.untrusted.fetch_add(1, Ordering::SeqCst);
+        let exposed = self.exposed.load(Ordering::SeqCst);
+        if exposed != 0 && before == 0 {
+            self.trust_again();
+            return Err(exposed);
         }
+        Ok(())
     }
 
     /// Counts such a device out again: it is gone, or was never attached.

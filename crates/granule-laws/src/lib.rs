@@ -1,0 +1,14 @@
+//! The kit that the tests of the laws share: machines over format × granule × CPU page, buffers in
+//! simulated memory, and checks by an independent walker and by hostile devices.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`bench`] | a machine with domains and devices on it |
+//! | [`buffer`] | buffers of simulated memory that know their bytes |
+//! | [`check`] | what a table says, what a device reaches, what is counted |
+//! | [`program`] | random programs of maps and unmaps |
+
+pub mod bench;
+pub mod buffer;
+pub mod check;
+pub mod program;
