@@ -101,7 +101,7 @@ impl<'m> CpuAccess<'m> {
 
     /// Calls `visit` for every stretch of a range of the buffer, with the offset from its start.
     fn each(&self, range: Range<u64>, mut visit: impl FnMut(usize, *mut u8, usize)) {
-        let frames = self.device.ops().frames();
+        let ops = self.device.ops();
         let mut start = 0u64;
         for piece in self.memory.pieces() {
             let end = start.saturating_add(piece.len());
@@ -109,7 +109,7 @@ impl<'m> CpuAccess<'m> {
             if from < to {
                 let base = match piece {
                     Piece::Cpu { ptr, .. } => *ptr,
-                    Piece::Phys(range) => frames.ptr(range.start()),
+                    Piece::Phys(range) => ops.ptr(range.start()),
                 };
                 // Lengths of memory that the CPU maps fit a pointer's width.
                 visit(

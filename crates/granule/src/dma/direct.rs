@@ -14,7 +14,7 @@ use super::ops::{
 use super::route::{RouteCore, SlotShape};
 use super::runs::whole;
 use super::{BounceReason, BusWindow, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
-use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
+use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysAddr, PhysRange};
 use crate::bounce::RawBounceSlot;
 use crate::domain::{DomainStats, Footprint, Release, Stats, Ticket, UnitError, UnmapError};
 use crate::mem::Platform;
@@ -65,7 +65,8 @@ impl<P: Platform> Direct<P> {
         reason: BounceReason,
         flags: MapFlags,
     ) -> Result<(RawBounceSlot, DmaAddr), DmaError> {
-        let mut refused = DmaError::NoBounce { device: self.device(), reason };
+        // Built only if it is returned: a map that succeeds allocates nothing.
+        let mut refused = None;
         let align = if self.core.spec.snoops {
             align
         } else {
@@ -81,10 +82,10 @@ impl<P: Platform> Direct<P> {
                         None => unsafe { self.core.release(raw) },
                     }
                 }
-                Err(error) => refused = error,
+                Err(error) => refused = Some(error),
             }
         }
-        Err(refused)
+        Err(refused.unwrap_or_else(|| DmaError::NoBounce { device: self.device(), reason }))
     }
 
     fn begin(&self, dma: DmaAddr, print: Footprint, slot: Option<RawBounceSlot>) -> Live {
@@ -190,6 +191,10 @@ impl<P: Platform> Ops for Direct<P> {
 
     fn frames(&self) -> Arc<dyn FrameSource> {
         Arc::new(PlatformFrames(self.core.platform.clone()))
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core.platform.ptr(phys)
     }
 
     fn stats(&self) -> Stats {

@@ -316,7 +316,7 @@ impl ListAccess<'_> {
         };
         let base = match piece {
             Piece::Cpu { ptr, .. } => *ptr,
-            Piece::Phys(range) => self.device.ops().frames().ptr(range.start()),
+            Piece::Phys(range) => self.device.ops().ptr(range.start()),
         };
         for (index, byte) in bytes.iter_mut().enumerate() {
             // SAFETY: inside a mapped buffer, which is valid for reads; volatile, since the device

@@ -91,6 +91,8 @@ pub(crate) trait Ops: Send + Sync {
     fn spec(&self) -> &DeviceSpec;
     fn demands(&self) -> Demands;
     fn frames(&self) -> Arc<dyn FrameSource>;
+    /// The CPU's pointer to physical memory.
+    fn ptr(&self, phys: PhysAddr) -> *mut u8;
     fn stats(&self) -> Stats;
     fn live(&self) -> u64;
     fn domain_stats(&self) -> Option<DomainStats>;

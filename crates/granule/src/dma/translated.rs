@@ -12,7 +12,8 @@ use super::route::{RouteCore, SlotShape};
 use super::runs::{Runs, whole};
 use super::{BounceReason, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
 use crate::addr::{
-    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysRange,
+    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysAddr,
+    PhysRange,
 };
 use crate::bounce::RawBounceSlot;
 use crate::domain::{
@@ -400,6 +401,10 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
 
     fn frames(&self) -> Arc<dyn FrameSource> {
         Arc::new(PlatformFrames(self.core.platform.clone()))
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core.platform.ptr(phys)
     }
 
     fn stats(&self) -> Stats {
