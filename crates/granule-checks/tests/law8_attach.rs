@@ -3,9 +3,7 @@
 
 use std::fmt::Display;
 
-use granule::addr::{
-    Access, Attributes, Direction, DmaAddr, Granule, Iova, IovaRange, PhysAddr,
-};
+use granule::addr::{Access, Attributes, Direction, DmaAddr, Granule, Iova, IovaRange, PhysAddr};
 use granule::dma::{
     AttachError, BusWindow, DetachError, Device, DeviceSpec, DmaError, MapFlags, Mapping,
     TrustReason,
@@ -52,10 +50,7 @@ fn masks() {
     let error = refused(DeviceSpec::new("dcp").mask_bits(32).window(window));
     let first = 0xf_0000_4000;
     let mask = 0xffff_ffff;
-    assert_eq!(
-        error,
-        AttachError::Mask { device: "dcp".into(), kind: "streaming", mask, first }
-    );
+    assert_eq!(error, AttachError::Mask { device: "dcp".into(), kind: "streaming", mask, first });
     says(&error, &["dcp", "streaming", "0xffffffff", "0xf00004000"]);
     let error = refused(DeviceSpec::new("dcp").coherent_mask_bits(32).window(window));
     assert!(matches!(error, AttachError::Mask { kind: "coherent", .. }), "{error}");
@@ -119,8 +114,7 @@ fn untrusted_devices_need_translation() {
     let wanted = AttachError::Untrusted { device: "guest".into(), reason };
     assert_eq!(error.expect_err("refused"), wanted);
     let domain = identity(&board);
-    let error =
-        Device::identity(platform, spec(), &domain, &[Stream::new(0)], &windows, None);
+    let error = Device::identity(platform, spec(), &domain, &[Stream::new(0)], &windows, None);
     let reason = TrustReason::Identity;
     let wanted = AttachError::Untrusted { device: "guest".into(), reason };
     assert_eq!(error.expect_err("refused"), wanted);
@@ -137,9 +131,7 @@ fn bypass(board: &Board, iommu: &str, stream: u32) -> Result<Device, AttachError
     let (spec, id) = (DeviceSpec::new("dev"), StreamId::exact(stream));
     let windows = [board.identity_window()];
     // SAFETY: the simulated device may reach all of the simulated RAM.
-    unsafe {
-        Device::bypassed(board.platform(), spec, &board.iommu(iommu), &[id], &windows, None)
-    }
+    unsafe { Device::bypassed(board.platform(), spec, &board.iommu(iommu), &[id], &windows, None) }
 }
 
 #[test]
@@ -240,7 +232,8 @@ fn domains_that_cannot_be() {
     let attrs = Attributes::memory(Access::READ);
     let mapped = |start, phys| {
         // SAFETY: the domain is never made.
-        let reserved = unsafe { Reserved::mapped(range(start, 0x4000), PhysAddr::new(phys), attrs) };
+        let reserved =
+            unsafe { Reserved::mapped(range(start, 0x4000), PhysAddr::new(phys), attrs) };
         DomainConfig { reserved: vec![reserved], ..DomainConfig::default() }
     };
     let error = new(&mapped(0x8000, 0xf000_1000)).expect("another offset in the granule");

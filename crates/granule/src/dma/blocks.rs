@@ -20,6 +20,8 @@ pub(crate) struct BlockRequest {
     pub sizes: PageSizes,
     /// One block only.
     pub contiguous: bool,
+    /// Aligned so that one block crosses no multiple of this, or 0; the block is not longer.
+    pub boundary: u64,
     /// Where the blocks may lie; the first window that serves wins.
     pub windows: Vec<PhysRange>,
 }
@@ -31,6 +33,7 @@ pub(crate) struct Blocks {
     blocks: Vec<PhysRange>,
     size: u64,
     cpu: Option<CpuView>,
+    uncached: bool,
 }
 
 struct CpuView {
@@ -54,9 +57,11 @@ impl Blocks {
     ) -> Result<Self, FrameError> {
         let unit = request.align.max(source.cpu_page());
         let size = unit.round_up(request.len).ok_or(FrameError::OutOfMemory)?;
-        let mut this = Self { source, blocks: Vec::new(), size, cpu: None };
+        let mut this = Self { source, blocks: Vec::new(), size, cpu: None, uncached };
         if request.contiguous {
-            this.add(size, size_align(size, unit, request.sizes), unit, request)?;
+            let natural = size.checked_next_power_of_two().unwrap_or(1 << 63);
+            let least = if request.boundary == 0 { unit.size() } else { natural.max(unit.size()) };
+            this.add(size, size_align(size, unit, request.sizes), least, request)?;
         } else {
             this.fill(unit, request)?;
         }
@@ -73,37 +78,42 @@ impl Blocks {
         while left > 0 {
             let fitting =
                 request.sizes.largest_up_to(left.min(limit)).unwrap_or(0).max(unit.size());
-            match self.add(fitting, fitting, unit, request) {
+            match self.add(fitting, fitting, unit.size(), request) {
                 Ok(()) => left -= fitting,
-                Err(FrameError::OutOfMemory) if fitting > unit.size() => limit = fitting / 2,
+                // A size that the machine never has is no reason not to try smaller ones.
+                Err(_) if fitting > unit.size() => limit = fitting / 2,
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    /// Allocates one block in the first window that has one; tries a lower alignment before it gives
-    /// up.
+    /// Allocates one block in the first window that has one; tries the least alignment before it
+    /// gives up.
     fn add(
         &mut self,
         size: u64,
         align: u64,
-        unit: Granule,
+        least: u64,
         request: &BlockRequest,
     ) -> Result<(), FrameError> {
         self.blocks.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
-        let mut result = Err(FrameError::OutOfMemory);
-        for align in [align, unit.size()] {
+        let mut refused = FrameError::Unsupported;
+        for align in [align, least] {
             for window in &request.windows {
-                let wanted = FrameRequest::new(size, align.max(unit.size())).within(Some(*window));
-                result = self.source.alloc(&wanted);
-                if let Ok(block) = result {
-                    self.join(block);
-                    return Ok(());
+                let wanted = FrameRequest::new(size, align.max(least)).within(Some(*window));
+                match self.source.alloc(&wanted) {
+                    Ok(block) => {
+                        self.join(block);
+                        return Ok(());
+                    }
+                    // If any window could serve later, that is what the caller should know.
+                    Err(FrameError::OutOfMemory) => refused = FrameError::OutOfMemory,
+                    Err(_) => {}
                 }
             }
         }
-        result.map(|_| ())
+        Err(refused)
     }
 
     /// Neighbours become one block: larger pages may then map them.
@@ -153,6 +163,11 @@ impl Blocks {
     /// The size of all blocks in bytes: padding included.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether the CPU's view is uncached.
+    pub(crate) fn is_uncached(&self) -> bool {
+        self.uncached
     }
 
     pub(crate) fn machine(&self) -> usize {

@@ -56,4 +56,5 @@ pub use spec::{DeviceSpec, MapFlags};
 pub use window::BusWindow;
 
 pub(crate) use blocks::{BlockRequest, Blocks};
+pub(crate) use layout::crosses;
 pub(crate) use ops::{BlockPlacement, Demands, FrameSource, Live, Side};

@@ -143,6 +143,12 @@ pub(crate) trait Ops: Send + Sync {
         release: Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError>;
 
+    /// Counts a mapping that another device of the same domain made and ends.
+    fn join(&self, live: &Live);
+
+    /// Undoes [`join`](Self::join).
+    fn leave(&self, live: &Live);
+
     fn is_flushed(&self, ticket: Ticket) -> bool;
     fn flush(&self) -> Result<(), UnitError>;
 
@@ -190,6 +196,9 @@ pub(crate) trait Ops: Send + Sync {
     /// # Safety
     /// The same was linked and is unlinked once.
     unsafe fn unlink(&self, live: &Live, link: &LinkPlace) -> Result<(), UnmapError>;
+
+    /// Whether memory shares a cache line with something else, for a device that does not snoop.
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool;
 
     /// The memory of a piece, if it is one physical run.
     fn whole(&self, piece: &super::Piece) -> Option<PhysRange>;

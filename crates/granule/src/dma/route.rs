@@ -28,6 +28,9 @@ pub(crate) struct SlotShape {
     pub whole: bool,
     /// Where the device reaches it.
     pub window: Option<PhysRange>,
+    /// Whether nothing of its last owner may be left in it, whatever the caller skips: other devices
+    /// may reach it that are not trusted, now or later.
+    pub clean: bool,
 }
 
 impl<P: Platform> RouteCore<P> {
@@ -91,11 +94,10 @@ impl<P: Platform> RouteCore<P> {
         let slot = pool.acquire(&request);
         let mut slot =
             slot.map_err(|cause| DmaError::Bounce { device: device(), reason, cause })?;
-        if !self.spec.trusted {
+        if shape.clean {
             pool.zero_padding(&mut slot);
         }
-        // An untrusted device must not find what the slot held before, whatever the caller skips.
-        if !flags.contains(MapFlags::SKIP_CPU_SYNC) || !self.spec.trusted {
+        if !flags.contains(MapFlags::SKIP_CPU_SYNC) || shape.clean {
             self.copy_in(&slot, memory, 0, len);
         }
         if !self.spec.snoops {

@@ -76,7 +76,9 @@ impl<P: Platform, T: Translation> Translated<P, T> {
 
     fn shape(&self) -> SlotShape {
         let output = self.domain.geometry().output;
-        SlotShape { align: self.domain.granule().size(), whole: true, window: Some(output) }
+        // Any device of the domain reaches the slot, and one that is not trusted may join later.
+        let align = self.domain.granule().size();
+        SlotShape { align, whole: true, window: Some(output), clean: true }
     }
 
     fn placement(&self, size: u64, flags: MapFlags) -> Placement {
@@ -199,12 +201,16 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         if !self.domain.expose(exposed) {
             return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
         }
-        let size = len + exposed;
-        let mut offset = 0;
+        let Some(size) = len.checked_add(exposed) else {
+            self.domain.conceal(exposed);
+            return Err(DmaError::TooLong { device: self.device() });
+        };
+        let mut offset = 0u64;
         let runs = Runs::new(&self.core.platform, memory.pieces());
         let pieces = runs.filter_map(|run| run.ok()?.align_outward(granule)).map(move |outer| {
             let at = offset;
-            offset += outer.len();
+            // The sum is `size`.
+            offset = offset.saturating_add(outer.len());
             (at, outer)
         });
         self.core.before_device(memory, len, direction, flags);
@@ -304,9 +310,10 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             let piece = placed.piece.map_or(0, |(_, piece)| piece.len());
             mapped += piece;
             print.bytes += run.phys.len();
-            if let Some(slot) = run.slot {
+            if run.slot.is_some() {
+                // A slot has its granules to itself, and may own more than are mapped.
                 print.bounced += run.phys.len();
-                print.padding += slot.outer().len() - run.phys.len();
+                print.padding += piece - run.phys.len();
             }
         }
         print.exposed = mapped.saturating_sub(print.bytes + print.padding);
@@ -472,6 +479,9 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         if entries.is_empty() || entries.iter().any(Piece::is_empty) {
             return Err(DmaError::Empty { device: self.device() });
         }
+        if Memory::Many(entries).len().is_none() {
+            return Err(DmaError::TooLong { device: self.device() });
+        }
         let gathered = self.gather(entries, direction, flags, state);
         // SAFETY: the caller's promise.
         let live = gathered.and_then(|()| unsafe { self.map_gathered(direction, flags, state) });
@@ -537,9 +547,15 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             })?),
             None => None,
         };
+        // Aligned to its own size a range crosses no boundary that is at least as long.
+        let natural = size.checked_next_power_of_two().unwrap_or(1 << 63);
         let placement = Placement {
             size,
-            align: largest.max().unwrap_or(1).max(granule.size()),
+            align: largest
+                .max()
+                .unwrap_or(1)
+                .max(granule.size())
+                .max(natural.min(self.core.spec.boundary)),
             window: self.coherent,
             guard: place.guard,
             at,
@@ -575,6 +591,14 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
         self.core.counters.end(&self.core.platform, &live.print);
         result
+    }
+
+    fn join(&self, live: &Live) {
+        self.core.counters.begin(&self.core.platform, &live.print);
+    }
+
+    fn leave(&self, live: &Live) {
+        self.core.counters.end(&self.core.platform, &live.print);
     }
 
     fn is_flushed(&self, ticket: Ticket) -> bool {
@@ -667,6 +691,10 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
         self.core.counters.end(&self.core.platform, &link.print());
         result
+    }
+
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool {
+        self.core.shares_line(phys, direction)
     }
 
     fn whole(&self, piece: &Piece) -> Option<PhysRange> {

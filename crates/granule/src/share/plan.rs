@@ -49,7 +49,8 @@ impl Plan {
         self
     }
 
-    /// Asks for the same DMA address in every device's space.
+    /// Asks for the same DMA address in every device's space. Devices of one domain then have one
+    /// mapping there, which allows what any of them was given.
     pub fn same_address(mut self, same: bool) -> Self {
         self.same_address = same;
         self
@@ -137,6 +138,11 @@ impl Party {
     /// The granule of its domain, if one translates.
     pub fn granule(&self) -> Option<Granule> {
         self.demands.translated.map(|translated| translated.granule)
+    }
+
+    /// Tells domains apart; `None` for a direct device.
+    pub(super) fn domain(&self) -> Option<usize> {
+        self.demands.translated.map(|translated| translated.domain)
     }
 
     fn name(&self) -> String {
@@ -291,6 +297,7 @@ impl Solved {
             align: self.united.align,
             sizes: self.sizes,
             contiguous: self.united.contiguous,
+            boundary: self.united.boundary,
             windows: self.united.windows.ranges().to_vec(),
         };
         let uncached = self.parties.iter().any(|party| !party.device.spec().snoops);
