@@ -198,7 +198,7 @@ macro_rules! translated {
 
             #[test]
             fn $name(shape in shape(), limits in limits()) {
-                let parts = Board::parts().iommu(IommuConfig::new("unit", $sim, 39));
+                let parts = Board::parts().iommu(IommuConfig::new("unit", $sim, 38));
                 let board = Board::build(parts.device(SimSpec::behind("list", "unit", 0)));
                 let granule: Granule = $granule;
                 {
