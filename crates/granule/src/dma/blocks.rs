@@ -30,6 +30,9 @@ pub(crate) struct BlockRequest {
 /// until the device has lost them.
 pub(crate) struct Blocks {
     source: Arc<dyn FrameSource>,
+    /// As they were allocated, and must be freed.
+    allocated: Vec<PhysRange>,
+    /// As devices see them: neighbours are one.
     blocks: Vec<PhysRange>,
     size: u64,
     cpu: Option<CpuView>,
@@ -57,7 +60,8 @@ impl Blocks {
     ) -> Result<Self, FrameError> {
         let unit = request.align.max(source.cpu_page());
         let size = unit.round_up(request.len).ok_or(FrameError::OutOfMemory)?;
-        let mut this = Self { source, blocks: Vec::new(), size, cpu: None, uncached };
+        let mut this =
+            Self { source, allocated: Vec::new(), blocks: Vec::new(), size, cpu: None, uncached };
         if request.contiguous {
             let natural = size.checked_next_power_of_two().unwrap_or(1 << 63);
             let least = if request.boundary == 0 { unit.size() } else { natural.max(unit.size()) };
@@ -97,6 +101,7 @@ impl Blocks {
         least: u64,
         request: &BlockRequest,
     ) -> Result<(), FrameError> {
+        self.allocated.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
         self.blocks.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
         let mut refused = FrameError::Unsupported;
         for align in [align, least] {
@@ -104,6 +109,7 @@ impl Blocks {
                 let wanted = FrameRequest::new(size, align.max(least)).within(Some(*window));
                 match self.source.alloc(&wanted) {
                     Ok(block) => {
+                        self.allocated.push(block);
                         self.join(block);
                         return Ok(());
                     }
@@ -243,7 +249,7 @@ impl Drop for Blocks {
             // SAFETY: the view is `map_cpu`'s of these blocks, and nobody holds it any more.
             unsafe { self.source.unmap_cpu(view.ptr, self.size as usize) };
         }
-        for block in self.blocks.drain(..) {
+        for block in self.allocated.drain(..) {
             // SAFETY: the block is ours; whoever mapped it dropped us after the device lost it.
             unsafe { self.source.free(block) };
         }
