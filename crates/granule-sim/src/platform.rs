@@ -135,6 +135,10 @@ unsafe impl Platform for SimPlatform {
         mapped.view.phys_of(ptr, len)
     }
 
+    fn machine(&self) -> usize {
+        Arc::as_ptr(&self.inner).addr()
+    }
+
     fn cpu_page(&self) -> Granule {
         self.inner.config.page
     }

@@ -20,6 +20,8 @@ pub(crate) struct BlockRequest {
     pub sizes: PageSizes,
     /// One block only.
     pub contiguous: bool,
+    /// Aligned so that one block crosses no multiple of this, or 0; the block is not longer.
+    pub boundary: u64,
     /// Where the blocks may lie; the first window that serves wins.
     pub windows: Vec<PhysRange>,
 }
@@ -28,12 +30,13 @@ pub(crate) struct BlockRequest {
 /// until the device has lost them.
 pub(crate) struct Blocks {
     source: Arc<dyn FrameSource>,
+    /// As they were allocated, and must be freed.
+    allocated: Vec<PhysRange>,
     /// As devices see them: neighbours are one.
     blocks: Vec<PhysRange>,
-    /// As they were allocated, and will be freed: a platform takes back what it gave.
-    owned: Vec<PhysRange>,
     size: u64,
     cpu: Option<CpuView>,
+    uncached: bool,
 }
 
 struct CpuView {
@@ -57,9 +60,12 @@ impl Blocks {
     ) -> Result<Self, FrameError> {
         let unit = request.align.max(source.cpu_page());
         let size = unit.round_up(request.len).ok_or(FrameError::OutOfMemory)?;
-        let mut this = Self { source, blocks: Vec::new(), owned: Vec::new(), size, cpu: None };
+        let mut this =
+            Self { source, allocated: Vec::new(), blocks: Vec::new(), size, cpu: None, uncached };
         if request.contiguous {
-            this.add(size, size_align(size, unit, request.sizes), unit, request)?;
+            let natural = size.checked_next_power_of_two().unwrap_or(1 << 63);
+            let least = if request.boundary == 0 { unit.size() } else { natural.max(unit.size()) };
+            this.add(size, size_align(size, unit, request.sizes), least, request)?;
         } else {
             this.fill(unit, request)?;
         }
@@ -76,9 +82,9 @@ impl Blocks {
         while left > 0 {
             let fitting =
                 request.sizes.largest_up_to(left.min(limit)).unwrap_or(0).max(unit.size());
-            match self.add(fitting, fitting, unit, request) {
+            match self.add(fitting, fitting, unit.size(), request) {
                 Ok(()) => left -= fitting,
-                // Also if "unsupported": no bank, or no order of a buddy allocator, is so large.
+                // A size that the machine never has is no reason not to try smaller ones.
                 Err(_) if fitting > unit.size() => limit = fitting / 2,
                 Err(error) => return Err(error),
             }
@@ -86,30 +92,34 @@ impl Blocks {
         Ok(())
     }
 
-    /// Allocates one block in the first window that has one; tries a lower alignment before it gives
-    /// up.
+    /// Allocates one block in the first window that has one; tries the least alignment before it
+    /// gives up.
     fn add(
         &mut self,
         size: u64,
         align: u64,
-        unit: Granule,
+        least: u64,
         request: &BlockRequest,
     ) -> Result<(), FrameError> {
+        self.allocated.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
         self.blocks.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
-        self.owned.try_reserve(1).map_err(|_| FrameError::OutOfMemory)?;
-        let mut result = Err(FrameError::OutOfMemory);
-        for align in [align, unit.size()] {
+        let mut refused = FrameError::Unsupported;
+        for align in [align, least] {
             for window in &request.windows {
-                let wanted = FrameRequest::new(size, align.max(unit.size())).within(Some(*window));
-                result = self.source.alloc(&wanted);
-                if let Ok(block) = result {
-                    self.owned.push(block);
-                    self.join(block);
-                    return Ok(());
+                let wanted = FrameRequest::new(size, align.max(least)).within(Some(*window));
+                match self.source.alloc(&wanted) {
+                    Ok(block) => {
+                        self.allocated.push(block);
+                        self.join(block);
+                        return Ok(());
+                    }
+                    // If any window could serve later, that is what the caller should know.
+                    Err(FrameError::OutOfMemory) => refused = FrameError::OutOfMemory,
+                    Err(_) => {}
                 }
             }
         }
-        result.map(|_| ())
+        Err(refused)
     }
 
     /// Neighbours become one block: larger pages may then map them.
@@ -126,7 +136,7 @@ impl Blocks {
     }
 
     fn zero(&self) {
-        for block in &self.owned {
+        for block in &self.allocated {
             let ptr = self.source.ptr(block.start());
             // SAFETY: the block is ours, and the platform's pointer is valid for all of it.
             unsafe { ptr.write_bytes(0, block.len() as usize) };
@@ -141,7 +151,7 @@ impl Blocks {
             return Ok(());
         }
         // SAFETY: the blocks are ours until `drop`, which unmaps first.
-        match unsafe { self.source.map_cpu(&self.owned, uncached) } {
+        match unsafe { self.source.map_cpu(&self.allocated, uncached) } {
             Ok(ptr) => self.cpu = Some(CpuView { ptr, mapped: true }),
             // Without a contiguous view the CPU goes through the blocks one by one; only an
             // uncached view is indispensable.
@@ -151,13 +161,14 @@ impl Blocks {
         Ok(())
     }
 
-    /// The platform's ordinary pointer, if that shows all blocks one behind the other.
+    /// The platform's ordinary pointer, if that shows all blocks one behind the other: neighbours in
+    /// physical memory need not be neighbours to the CPU.
     fn ordinary(&self) -> Option<NonNull<u8>> {
         let at = |block: &PhysRange| self.source.ptr(block.start());
         let follows =
             |pair: &[PhysRange]| at(&pair[0]).wrapping_add(pair[0].len() as usize) == at(&pair[1]);
-        let first = self.owned.first()?;
-        if self.owned.windows(2).all(follows) { NonNull::new(at(first)) } else { None }
+        let first = self.allocated.first()?;
+        if self.allocated.windows(2).all(follows) { NonNull::new(at(first)) } else { None }
     }
 
     pub(crate) fn blocks(&self) -> &[PhysRange] {
@@ -167,6 +178,11 @@ impl Blocks {
     /// The size of all blocks in bytes: padding included.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether the CPU's view is uncached.
+    pub(crate) fn is_uncached(&self) -> bool {
+        self.uncached
     }
 
     pub(crate) fn machine(&self) -> usize {
@@ -207,7 +223,7 @@ impl Blocks {
         }
         let end = offset + len as u64;
         let mut start = 0u64;
-        for block in &self.owned {
+        for block in &self.allocated {
             let (from, to) = (offset.max(start), end.min(start + block.len()));
             if from < to {
                 let base = self.source.ptr(block.start());
@@ -242,7 +258,7 @@ impl Drop for Blocks {
             // SAFETY: the view is `map_cpu`'s of these blocks, and nobody holds it any more.
             unsafe { self.source.unmap_cpu(view.ptr, self.size as usize) };
         }
-        for block in self.owned.drain(..) {
+        for block in self.allocated.drain(..) {
             // SAFETY: the block is ours; whoever mapped it dropped us after the device lost it.
             unsafe { self.source.free(block) };
         }

@@ -133,11 +133,15 @@ impl<D: DeviceRef> Coherent<D> {
     ///
     /// # Errors
     /// [`DmaError`]: blocks that are not whole granules of the other device's domain, several blocks
-    /// for a direct device, out of its reach, another machine.
+    /// for a direct device, out of its reach, another machine, or a device that does not snoop where
+    /// the CPU's view is cached.
     pub fn map_for<E: DeviceRef>(&self, other: E) -> Result<Coherent<E>, DmaError> {
         let frames = other.device().ops().frames();
         if frames.machine() != self.blocks.machine() {
             return Err(DmaError::OtherMachine { device: other.device().name().into() });
+        }
+        if !other.device().spec().snoops && !self.blocks.is_uncached() {
+            return Err(DmaError::NotCoherent { device: other.device().name().into() });
         }
         Coherent::of(other, Arc::clone(&self.blocks), self.len(), MapFlags::empty())
     }
@@ -185,6 +189,7 @@ fn allocate(device: &Device, len: u64, flags: MapFlags) -> Result<Blocks, DmaErr
             align: translated.granule.max(source.cpu_page()),
             sizes: translated.page_sizes,
             contiguous: flags.contains(MapFlags::CONTIGUOUS),
+            boundary: 0,
             windows,
         },
         None => BlockRequest {
@@ -192,6 +197,7 @@ fn allocate(device: &Device, len: u64, flags: MapFlags) -> Result<Blocks, DmaErr
             align: source.cpu_page(),
             sizes: crate::addr::PageSizes::from_bits(u64::MAX),
             contiguous: true,
+            boundary: 0,
             windows,
         },
     };

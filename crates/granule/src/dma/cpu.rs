@@ -101,6 +101,7 @@ impl<'m> CpuAccess<'m> {
 
     /// Calls `visit` for every stretch of a range of the buffer, with the offset from its start.
     fn each(&self, range: Range<u64>, mut visit: impl FnMut(usize, *mut u8, usize)) {
+        let ops = self.device.ops();
         let mut start = 0u64;
         for piece in self.memory.pieces() {
             let end = start.saturating_add(piece.len());
@@ -108,7 +109,7 @@ impl<'m> CpuAccess<'m> {
             if from < to {
                 let base = match piece {
                     Piece::Cpu { ptr, .. } => *ptr,
-                    Piece::Phys(range) => self.device.ops().ptr(range.start()),
+                    Piece::Phys(range) => ops.ptr(range.start()),
                 };
                 // Lengths of memory that the CPU maps fit a pointer's width.
                 visit(

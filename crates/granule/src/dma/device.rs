@@ -10,7 +10,7 @@ use super::ops::Ops;
 use super::route::RouteCore;
 use super::translated::Translated;
 use super::{AttachError, BusWindow, DetachError, DeviceSpec, RouteReport, TrustReason};
-use crate::addr::{DmaRange, Iova, IovaRange};
+use crate::addr::{DmaRange, Granule, Iova, IovaRange};
 use crate::bounce::BouncePool;
 use crate::domain::{
     Domain, DomainStats, Iommu, Stats, Stream, StreamId, Translation, Unit, UnitError, Unmanaged,
@@ -218,7 +218,7 @@ impl Device {
 
     /// The size in which entries of a scatter list join to one segment if they are multiples of it:
     /// the granule (`dma_get_merge_boundary` plus one). `None` where nothing translates.
-    pub fn merge_boundary(&self) -> Option<crate::addr::Granule> {
+    pub fn merge_boundary(&self) -> Option<Granule> {
         self.inner.ops.demands().translated.map(|translated| translated.granule)
     }
 
@@ -275,8 +275,10 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             return Err(AttachError::NoStream { device: spec.name });
         }
         let base = emitted_base(&spec, self.geometry().aperture)?;
-        let streaming = reachable(&spec, self.aperture(), base, spec.mask, "streaming")?;
-        let coherent = reachable(&spec, self.aperture(), base, spec.coherent_mask, "coherent")?;
+        let usable = self.usable();
+        let reach = |mask, kind| reachable(&spec, usable, self.granule(), base, mask, kind);
+        let streaming = reach(spec.mask, "streaming")?;
+        let coherent = reach(spec.coherent_mask, "coherent")?;
         self.attach_streams(streams, spec.trusted)
             .map_err(|cause| AttachError::Stream { device: spec.name.clone(), cause })?;
         let core = RouteCore::new(self.platform(), spec, pool);
@@ -305,10 +307,12 @@ fn emitted_base(spec: &DeviceSpec, aperture: IovaRange) -> Result<u64, AttachErr
     Err(AttachError::Window { device: spec.name.clone(), first, last, bits })
 }
 
-/// The part of the aperture that a mask and a window leave.
+/// The part of the aperture that a mask and a window leave: a granule at least, or nothing could
+/// ever be mapped.
 fn reachable(
     spec: &DeviceSpec,
     aperture: IovaRange,
+    granule: Granule,
     base: u64,
     mask: u64,
     kind: &'static str,
@@ -318,18 +322,22 @@ fn reachable(
     let highest = mask.checked_sub(base).ok_or_else(too_low)?;
     let masked =
         IovaRange::from_inclusive(aperture.start(), aperture.last().min(Iova::new(highest)));
-    let masked = masked.map_err(|_| too_low())?;
-    let Some(window) = spec.window else {
-        return Ok(masked);
-    };
-    let start = Iova::new(window.start().raw() - base);
-    let window = IovaRange::new(start, window.len()).map_err(|_| too_low())?;
-    masked.intersection(&window).ok_or_else(too_low)
+    let mut left = masked.map_err(|_| too_low())?;
+    if let Some(window) = spec.window {
+        let start = Iova::new(window.start().raw() - base);
+        let window = IovaRange::new(start, window.len()).map_err(|_| too_low())?;
+        left = left.intersection(&window).ok_or_else(too_low)?;
+    }
+    left.align_inward(granule).map(|_| left).ok_or_else(too_low)
 }
 
 fn check_spec(spec: &DeviceSpec) -> Result<(), AttachError> {
     if spec.boundary != 0 && !spec.boundary.is_power_of_two() {
         return Err(AttachError::Boundary { device: spec.name.clone(), boundary: spec.boundary });
+    }
+    if spec.min_align_mask & spec.min_align_mask.wrapping_add(1) != 0 {
+        let mask = spec.min_align_mask;
+        return Err(AttachError::AlignMask { device: spec.name.clone(), mask });
     }
     if spec.max_segment == 0 {
         return Err(AttachError::NoSegment { device: spec.name.clone() });

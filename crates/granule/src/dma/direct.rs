@@ -48,11 +48,27 @@ impl<P: Platform> Direct<P> {
         self.windows.iter().find_map(|window| window.translate(phys, mask))
     }
 
+    /// The memory of each window that a device with this mask can be given, and the DMA address of
+    /// its start. What lies at DMA address 0 is left out, with the CPU page around it.
+    fn reach(&self, mask: u64) -> impl Iterator<Item = (PhysRange, DmaAddr)> + '_ {
+        let page = self.core.platform.cpu_page().size();
+        self.windows.iter().filter_map(move |window| {
+            let memory = window.below(mask)?;
+            let skip = if window.bus.raw() == 0 { page } else { 0 };
+            let left = memory.slice(skip, memory.len().checked_sub(skip)?)?;
+            Some((left, window.bus.checked_add(skip)?))
+        })
+    }
+
     /// Where a slot must lie: in the part of a window that the mask reaches.
     fn shapes(&self, align: u64) -> impl Iterator<Item = SlotShape> + '_ {
-        let mask = self.core.spec.mask;
-        let reach = self.windows.iter().filter_map(move |window| window.below(mask));
-        reach.map(move |window| SlotShape { align, whole: false, window: Some(window) })
+        let reach = self.reach(self.core.spec.mask);
+        reach.map(move |(window, _)| SlotShape {
+            align,
+            whole: false,
+            window: Some(window),
+            clean: false,
+        })
     }
 
     /// Copies the buffer to where the device reaches it.
@@ -65,7 +81,8 @@ impl<P: Platform> Direct<P> {
         reason: BounceReason,
         flags: MapFlags,
     ) -> Result<(RawBounceSlot, DmaAddr), DmaError> {
-        let mut refused = DmaError::NoBounce { device: self.device(), reason };
+        // Built only if it is returned: a map that succeeds allocates nothing.
+        let mut refused = None;
         let align = if self.core.spec.snoops {
             align
         } else {
@@ -81,10 +98,10 @@ impl<P: Platform> Direct<P> {
                         None => unsafe { self.core.release(raw) },
                     }
                 }
-                Err(error) => refused = error,
+                Err(error) => refused = Some(error),
             }
         }
-        Err(refused)
+        Err(refused.unwrap_or_else(|| DmaError::NoBounce { device: self.device(), reason }))
     }
 
     fn begin(&self, dma: DmaAddr, print: Footprint, slot: Option<RawBounceSlot>) -> Live {
@@ -167,9 +184,7 @@ impl<P: Platform> Ops for Direct<P> {
     }
 
     fn demands(&self) -> Demands {
-        let mask = self.core.spec.coherent_mask;
-        let reach = |window: &BusWindow| Some((window.below(mask)?, window.bus));
-        let windows: Vec<(PhysRange, DmaAddr)> = self.windows.iter().filter_map(reach).collect();
+        let windows: Vec<(PhysRange, DmaAddr)> = self.reach(self.core.spec.coherent_mask).collect();
         let first = windows.iter().map(|(_, dma)| dma.raw()).min().unwrap_or(0);
         let last =
             windows.iter().map(|(range, dma)| dma.raw() + (range.len() - 1)).max().unwrap_or(0);
@@ -190,6 +205,10 @@ impl<P: Platform> Ops for Direct<P> {
 
     fn frames(&self) -> Arc<dyn FrameSource> {
         Arc::new(PlatformFrames(self.core.platform.clone()))
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core.platform.ptr(phys)
     }
 
     fn stats(&self) -> Stats {
@@ -247,12 +266,16 @@ impl<P: Platform> Ops for Direct<P> {
         if entries.is_empty() || entries.iter().any(Piece::is_empty) {
             return Err(DmaError::Empty { device: self.device() });
         }
+        if Memory::Many(entries).len().is_none() {
+            return Err(DmaError::TooLong { device: self.device() });
+        }
         let mut print = Footprint::default();
         state.segments.clear();
         for (index, piece) in entries.iter().enumerate() {
             match self.place_entry(index, piece, direction, flags) {
                 Ok((run, dma)) => {
-                    print.bytes += piece.len();
+                    // The sum was checked before.
+                    print.bytes = print.bytes.saturating_add(piece.len());
                     print.bounced += run.slot.map_or(0, |_| piece.len());
                     state.runs.push(run);
                     let spec = &self.core.spec;
@@ -311,6 +334,14 @@ impl<P: Platform> Ops for Direct<P> {
         Ok(None)
     }
 
+    fn join(&self, live: &Live) {
+        self.core.counters.begin(&self.core.platform, &live.print);
+    }
+
+    fn leave(&self, live: &Live) {
+        self.core.counters.end(&self.core.platform, &live.print);
+    }
+
     fn is_flushed(&self, _ticket: Ticket) -> bool {
         true
     }
@@ -363,8 +394,8 @@ impl<P: Platform> Ops for Direct<P> {
         Ok(())
     }
 
-    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
-        self.core.platform.ptr(phys)
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool {
+        self.core.shares_line(phys, direction)
     }
 
     fn whole(&self, piece: &Piece) -> Option<PhysRange> {
@@ -376,9 +407,7 @@ impl<P: Platform> Ops for Direct<P> {
     }
 
     fn max_mapping_size(&self) -> u64 {
-        let mask = self.core.spec.mask;
-        let reach = self.windows.iter().filter_map(|window| window.below(mask));
-        reach.map(|range| range.len()).max().unwrap_or(0)
+        self.reach(self.core.spec.mask).map(|(range, _)| range.len()).max().unwrap_or(0)
     }
 
     fn detach(&self) -> bool {

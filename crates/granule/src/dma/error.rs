@@ -56,6 +56,14 @@ pub enum AttachError {
         /// The boundary.
         boundary: u64,
     },
+    /// The mask of address bits that a bounce buffer keeps has holes.
+    #[error("{device}: a minimum-alignment mask of {mask:#x} is not a power of two minus one")]
+    AlignMask {
+        /// The device.
+        device: String,
+        /// The mask.
+        mask: u64,
+    },
     /// The maximum segment size is zero.
     #[error("{device}: segments of at most 0 bytes can carry nothing")]
     NoSegment {
@@ -284,6 +292,15 @@ pub enum DmaError {
     /// The CPU wants to write to a buffer that was given for reading.
     #[error("{device} reads this buffer, which may be shared: unmap it before writing")]
     ReadOnly {
+        /// The device.
+        device: String,
+    },
+    /// The CPU sees the memory through its caches, and the device does not snoop them.
+    #[error(
+        "{device} does not snoop the caches through which the CPU sees this memory: allocate it for \
+         this device first, or share it by a Plan"
+    )]
+    NotCoherent {
         /// The device.
         device: String,
     },

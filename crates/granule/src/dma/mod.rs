@@ -18,7 +18,7 @@
 //! A guard owns its buffer as raw words. The buffer comes back when the device has lost it, after a
 //! completed invalidation, or never: dropping a guard unmaps first, forgetting it leaks, and an
 //! invalidation that fails leaks too. No path leads from a device that can still reach memory to
-//! that memory being reused.
+//! that memory being reused. The compiler checks a part of that: see [`proofs`].
 
 mod blocks;
 mod buffer;
@@ -32,6 +32,7 @@ mod list;
 mod mapping;
 mod ops;
 mod pool;
+pub mod proofs;
 mod report;
 mod reservation;
 mod resource;
@@ -56,4 +57,5 @@ pub use spec::{DeviceSpec, MapFlags};
 pub use window::BusWindow;
 
 pub(crate) use blocks::{BlockRequest, Blocks};
+pub(crate) use layout::crosses;
 pub(crate) use ops::{BlockPlacement, Demands, FrameSource, Live, Side};

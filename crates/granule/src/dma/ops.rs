@@ -93,6 +93,8 @@ pub(crate) trait Ops: Send + Sync {
     fn spec(&self) -> &DeviceSpec;
     fn demands(&self) -> Demands;
     fn frames(&self) -> Arc<dyn FrameSource>;
+    /// The CPU's pointer to physical memory.
+    fn ptr(&self, phys: PhysAddr) -> *mut u8;
     fn stats(&self) -> Stats;
     fn live(&self) -> u64;
     fn domain_stats(&self) -> Option<DomainStats>;
@@ -143,6 +145,12 @@ pub(crate) trait Ops: Send + Sync {
         release: Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError>;
 
+    /// Counts a mapping that another device of the same domain made and ends.
+    fn join(&self, live: &Live);
+
+    /// Undoes [`join`](Self::join).
+    fn leave(&self, live: &Live);
+
     fn is_flushed(&self, ticket: Ticket) -> bool;
     fn flush(&self) -> Result<(), UnitError>;
 
@@ -191,8 +199,8 @@ pub(crate) trait Ops: Send + Sync {
     /// The same was linked and is unlinked once.
     unsafe fn unlink(&self, live: &Live, link: &LinkPlace) -> Result<(), UnmapError>;
 
-    /// The CPU's pointer to physical memory.
-    fn ptr(&self, phys: PhysAddr) -> *mut u8;
+    /// Whether memory shares a cache line with something else, for a device that does not snoop.
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool;
 
     /// The memory of a piece, if it is one physical run.
     fn whole(&self, piece: &super::Piece) -> Option<PhysRange>;

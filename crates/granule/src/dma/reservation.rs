@@ -115,6 +115,10 @@ impl<D: DeviceRef, B: DmaBuffer> Reservation<D, B> {
         };
         let phys = self.phys(&piece)?;
         let place = self.fit(phys)?;
+        if self.device.device().ops().shares_line(phys, direction) {
+            let reason = "shares a cache line with other data, and the device does not snoop";
+            return Err(self.refuse(phys.len(), reason));
+        }
         self.links.try_reserve(1).map_err(|_| DmaError::Frames {
             device: self.device.device().name().into(),
             cause: crate::mem::FrameError::OutOfMemory,

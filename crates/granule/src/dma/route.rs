@@ -28,6 +28,9 @@ pub(crate) struct SlotShape {
     pub whole: bool,
     /// Where the device reaches it.
     pub window: Option<PhysRange>,
+    /// Whether nothing of its last owner may be left in it, whatever the caller skips: other devices
+    /// may reach it that are not trusted, now or later.
+    pub clean: bool,
 }
 
 impl<P: Platform> RouteCore<P> {
@@ -91,12 +94,10 @@ impl<P: Platform> RouteCore<P> {
         let slot = pool.acquire(&request);
         let mut slot =
             slot.map_err(|cause| DmaError::Bounce { device: device(), reason, cause })?;
-        if shape.whole {
+        if shape.clean {
             pool.zero_padding(&mut slot);
         }
-        // What the slot held before must not be found behind an IOMMU, whatever the caller skips: an
-        // untrusted device may share the domain, or join it while this is mapped.
-        if !flags.contains(MapFlags::SKIP_CPU_SYNC) || shape.whole {
+        if !flags.contains(MapFlags::SKIP_CPU_SYNC) || shape.clean {
             self.copy_in(&slot, memory, 0, len);
         }
         if !self.spec.snoops {

@@ -125,7 +125,8 @@ bitflags::bitflags! {
     pub struct MapFlags: u8 {
         /// The caller keeps caches and bounce buffers in step itself, by explicit syncs: neither
         /// map nor unmap copies or maintains anything (`DMA_ATTR_SKIP_CPU_SYNC`). A bounce buffer
-        /// behind an IOMMU is filled all the same: what it held before is nobody's business there.
+        /// behind an IOMMU is filled all the same: a device of the domain that is not trusted could
+        /// find in it what its last owner left.
         const SKIP_CPU_SYNC = 1;
         /// Refuse rather than pad: coherent memory whose length is not whole granules is an error.
         const NO_PADDING = 2;

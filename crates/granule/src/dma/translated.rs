@@ -85,7 +85,9 @@ impl<P: Platform, T: Translation> Translated<P, T> {
 
     fn shape(&self) -> SlotShape {
         let output = self.domain.geometry().output;
-        SlotShape { align: self.domain.granule().size(), whole: true, window: Some(output) }
+        // Any device of the domain reaches the slot, and one that is not trusted may join later.
+        let align = self.domain.granule().size();
+        SlotShape { align, whole: true, window: Some(output), clean: true }
     }
 
     fn placement(&self, size: u64, flags: MapFlags) -> Placement {
@@ -208,7 +210,10 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         if !self.domain.expose(exposed) {
             return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
         }
-        let size = len + exposed;
+        let Some(size) = len.checked_add(exposed) else {
+            self.domain.conceal(exposed);
+            return Err(DmaError::TooLong { device: self.device() });
+        };
         let runs = Runs::new(&self.core.platform, memory.pieces());
         let pieces = runs.filter_map(|run| run.ok()?.align_outward(granule));
         self.core.before_device(memory, len, direction, flags);
@@ -283,12 +288,14 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             let (phys, slot) = (run.phys, run.slot);
             runs.push(run);
             let placed = placer.place(phys).map_err(|why| self.no_place(why, index, phys.len()))?;
-            if let Some(slot) = slot {
+            let piece = placed.piece.map_or(0, |(_, piece)| piece.len());
+            if slot.is_some() {
+                // A slot has its granules to itself, and may own more than are mapped.
                 print.bounced += phys.len();
-                print.padding += slot.outer().len() - phys.len();
+                print.padding += piece - phys.len();
             }
             print.bytes += phys.len();
-            mapped += placed.piece.map_or(0, |(_, piece)| piece.len());
+            mapped += piece;
             joiner.push(DmaAddr::new(placed.offset), phys.len());
             if let Some(run) = runs.last_mut() {
                 run.piece = placed.piece;
@@ -416,6 +423,10 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         Arc::new(PlatformFrames(self.core.platform.clone()))
     }
 
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core.platform.ptr(phys)
+    }
+
     fn stats(&self) -> Stats {
         self.core.counters.stats()
     }
@@ -480,6 +491,9 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
     ) -> Result<Live, DmaError> {
         if entries.is_empty() || entries.iter().any(Piece::is_empty) {
             return Err(DmaError::Empty { device: self.device() });
+        }
+        if Memory::Many(entries).len().is_none() {
+            return Err(DmaError::TooLong { device: self.device() });
         }
         let gathered = self.gather(entries, direction, flags, state);
         // SAFETY: the caller's promise.
@@ -547,9 +561,15 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             })?),
             None => None,
         };
+        // Aligned to its own size a range crosses no boundary that is at least as long.
+        let natural = size.checked_next_power_of_two().unwrap_or(1 << 63);
         let placement = Placement {
             size,
-            align: largest.max().unwrap_or(1).max(granule.size()),
+            align: largest
+                .max()
+                .unwrap_or(1)
+                .max(granule.size())
+                .max(natural.min(self.core.spec.boundary)),
             window: self.coherent,
             guard: place.guard,
             at,
@@ -580,6 +600,14 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
         self.core.counters.end(&self.core.platform, &live.print);
         result
+    }
+
+    fn join(&self, live: &Live) {
+        self.core.counters.begin(&self.core.platform, &live.print);
+    }
+
+    fn leave(&self, live: &Live) {
+        self.core.counters.end(&self.core.platform, &live.print);
     }
 
     fn is_flushed(&self, ticket: Ticket) -> bool {
@@ -674,8 +702,8 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         result
     }
 
-    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
-        self.core.platform.ptr(phys)
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool {
+        self.core.shares_line(phys, direction)
     }
 
     fn whole(&self, piece: &Piece) -> Option<PhysRange> {

@@ -168,7 +168,11 @@ fn common_config<F: Format, P: Platform, U: Unit>(
                 (info.input_bits.min(F::MAX_INPUT_BITS), info.output_bits.min(F::MAX_OUTPUT_BITS))
             }
         };
-        config = Some(TableConfig::new(input_bits, output_bits));
+        // A unit may be wider than a format of its can express.
+        config = Some(TableConfig::new(
+            input_bits.min(F::MAX_INPUT_BITS),
+            output_bits.min(F::MAX_OUTPUT_BITS),
+        ));
     }
     config.ok_or(TranslationError::NoUnit)
 }

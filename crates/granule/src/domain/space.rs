@@ -216,6 +216,14 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         self.iova.aperture()
     }
 
+    /// The addresses that can be handed out: the aperture without the granule at 0.
+    pub(crate) fn usable(&self) -> IovaRange {
+        let aperture = self.aperture();
+        let zero = if aperture.start().raw() == 0 { self.granule.size() } else { 0 };
+        let rest = aperture.len().checked_sub(zero);
+        rest.and_then(|len| aperture.slice(zero, len)).unwrap_or(aperture)
+    }
+
     /// The allocator. Not for users: freeing what a mapping leases would break that mapping.
     pub(crate) fn allocator(&self) -> &IovaAllocator<P> {
         &self.iova
@@ -310,6 +318,10 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         let guard = if place.guard { place.align.max(self.granule.size()) } else { 0 };
         if let Some(at) = place.at {
             let range = IovaRange::new(at, place.size).map_err(|_| overflow())?;
+            if !place.window.contains_range(&range) {
+                let reason = "the device cannot use all of it: its mask or window ends before";
+                return Err(DomainError::Range { range, reason });
+            }
             let guarded = guard_around(range, if place.guard { self.granule.size() } else { 0 })
                 .ok_or_else(overflow)?;
             self.iova.alloc_at(guarded)?;

@@ -5,7 +5,8 @@ use alloc::string::String;
 use super::Windows;
 use crate::addr::{DmaRange, Granule, PhysRange};
 use crate::dma::DmaError;
-use crate::domain::UnmapError;
+use crate::domain::{DomainError, UnmapError};
+use crate::iova::IovaError;
 use crate::mem::FrameError;
 
 /// Why a plan cannot be solved, or memory not be shared.
@@ -200,4 +201,14 @@ pub enum ShareError {
     /// A device could not be made to forget the memory.
     #[error(transparent)]
     Unmap(#[from] UnmapError),
+}
+
+impl ShareError {
+    /// Whether a fixed address was refused because it is in use.
+    pub(super) fn is_taken(&self) -> bool {
+        let Self::Device(DmaError::Domain { cause: DomainError::Iova(cause), .. }) = self else {
+            return false;
+        };
+        matches!(cause, IovaError::InUse { .. })
+    }
 }

@@ -15,8 +15,10 @@ mod constraints;
 mod error;
 mod plan;
 mod shared;
+mod view;
 
 pub use constraints::{Constraints, Windows};
 pub use error::ShareError;
 pub use plan::{Party, Plan, Solved};
-pub use shared::{AddressGrant, Contiguous, Key, Shared};
+pub use shared::Shared;
+pub use view::{AddressGrant, Contiguous, Key};

@@ -57,7 +57,8 @@ impl Plan {
         self
     }
 
-    /// Asks for the same DMA address in every device's space.
+    /// Asks for the same DMA address in every device's space. Devices of one domain then have one
+    /// mapping there, which allows what any of them was given.
     pub fn same_address(mut self, same: bool) -> Self {
         self.same_address = same;
         self
@@ -135,12 +136,6 @@ impl Party {
         self.later
     }
 
-    /// Whether both use the same addresses of the same domain, so that one mapping serves both.
-    pub(super) fn same_space(&self, other: &Self) -> bool {
-        let space = |party: &Self| party.demands.translated.map(|space| (space.domain, space.base));
-        space(self).is_some() && space(self) == space(other)
-    }
-
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
@@ -164,6 +159,12 @@ impl Party {
     /// The granule of its domain, if one translates.
     pub fn granule(&self) -> Option<Granule> {
         self.demands.translated.map(|translated| translated.granule)
+    }
+
+    /// Tells address spaces apart: two devices of one domain whose addresses mean the same there.
+    /// `None` for a direct device.
+    pub(super) fn space(&self) -> Option<(usize, u64)> {
+        self.demands.translated.map(|translated| (translated.domain, translated.base))
     }
 
     fn name(&self) -> String {
@@ -318,6 +319,7 @@ impl Solved {
             align: self.united.align,
             sizes: self.sizes,
             contiguous: self.united.contiguous,
+            boundary: self.united.boundary,
             windows: self.united.windows.ranges().to_vec(),
         };
         let uncached = self.parties.iter().any(|party| !party.device.spec().snoops);

@@ -8,110 +8,12 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::Party;
-use super::{ShareError, Solved, Windows};
-use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
-use crate::dma::{BlockPlacement, Blocks, Device, Live, Side};
-
-/// How often a search for a common address starts over when others take what it found.
-const RACES: usize = 64;
+use super::{AddressGrant, Contiguous, Key, ShareError, Solved, Windows};
+use crate::addr::{Access, Direction, DmaAddr, PhysRange};
+use crate::dma::{BlockPlacement, Blocks, Device, Live, Side, crosses};
 
 /// Numbers buffers, so that a key of one is no key of another.
 static NEXT: AtomicU64 = AtomicU64::new(1);
-
-/// Names a device of a [`Shared`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    buffer: u64,
-    leg: u64,
-}
-
-/// One device's view of a shared buffer: a single range of its addresses, by type.
-#[derive(Clone, Copy, Debug)]
-pub struct Contiguous<'s> {
-    device: &'s Device,
-    key: Key,
-    live: &'s Live,
-    access: Access,
-}
-
-impl<'s> Contiguous<'s> {
-    /// The device.
-    pub fn device(&self) -> &'s Device {
-        self.device
-    }
-
-    /// The key that leads here.
-    pub fn key(&self) -> Key {
-        self.key
-    }
-
-    /// The address that the device is programmed with.
-    pub fn address(&self) -> DmaAddr {
-        self.live.dma
-    }
-
-    /// The length in bytes: all of the buffer.
-    #[allow(clippy::len_without_is_empty)] // Never empty.
-    pub fn len(&self) -> u64 {
-        self.live.len
-    }
-
-    /// What the device may do.
-    pub fn access(&self) -> Access {
-        self.access
-    }
-
-    /// What is mapped for the device: the buffer and its padding. `None` if that is not a legal
-    /// range, which cannot be.
-    pub fn mapped(&self) -> Option<DmaRange> {
-        DmaRange::new(self.live.dma, self.live.len.checked_add(self.live.print.padding)?).ok()
-    }
-
-    /// Bytes mapped beyond the buffer: zeroed, and the buffer's own.
-    pub fn padding(&self) -> u64 {
-        self.live.print.padding
-    }
-
-    /// Bytes mapped that belong to somebody else: always 0.
-    pub fn exposed(&self) -> u64 {
-        self.live.print.exposed
-    }
-}
-
-/// An address that a device carries without being able to use it: it means something in another
-/// device's space only (a display coprocessor that tells the DMA engine where to read).
-///
-/// It is no [`Contiguous`]: nothing was mapped for the bearer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressGrant<'s> {
-    bearer: &'s str,
-    valid_for: &'s str,
-    address: DmaAddr,
-    len: u64,
-}
-
-impl AddressGrant<'_> {
-    /// Who carries the address.
-    pub fn bearer(&self) -> &str {
-        self.bearer
-    }
-
-    /// In whose space it means the buffer.
-    pub fn valid_for(&self) -> &str {
-        self.valid_for
-    }
-
-    /// The address.
-    pub fn address(&self) -> DmaAddr {
-        self.address
-    }
-
-    /// The length in bytes of what lies there.
-    #[allow(clippy::len_without_is_empty)] // Never empty.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-}
 
 /// One device's mapping.
 struct Leg {
@@ -119,8 +21,15 @@ struct Leg {
     device: Device,
     live: Live,
     access: Access,
-    /// The leg whose mapping this one uses: a device of the same domain, at the same address.
-    borrows: Option<u64>,
+    /// Tells address spaces apart; `None` for a direct device.
+    space: Option<(usize, u64)>,
+}
+
+impl Leg {
+    /// Whether the two are one mapping, of a domain that both devices are in.
+    fn is_one_with(&self, other: &Self) -> bool {
+        self.space.is_some() && self.space == other.space && self.live.mapped == other.live.mapped
+    }
 }
 
 /// A buffer that several devices have.
@@ -155,12 +64,12 @@ impl Solved {
             legs: Vec::with_capacity(self.parties.len()),
             lost: false,
         };
-        let parties: Vec<&Party> = self.parties.iter().filter(|party| !party.is_later()).collect();
+        let now: Vec<&Party> = self.parties.iter().filter(|party| !party.is_later()).collect();
         if self.same_address {
-            shared.map_at_one_address(&parties)?;
+            shared.map_at_one_address(&now)?;
         } else {
-            for party in &parties {
-                shared.add(&party.device, party.access, None)?;
+            for party in now {
+                shared.add(party, party.access, None)?;
             }
         }
         Ok(shared)
@@ -168,17 +77,22 @@ impl Solved {
 }
 
 impl Shared {
-    /// Maps the buffer for a device. What an earlier one got stays.
+    /// Maps the buffer for a device. What an earlier one got stays. `mapped` is what the mapping
+    /// allows, `party.access` or more.
     fn add(
         &mut self,
-        device: &Device,
-        access: Access,
+        party: &Party,
+        mapped: Access,
         at: Option<DmaAddr>,
     ) -> Result<Key, ShareError> {
-        let place = BlockPlacement { access, guard: self.guard, at, len: self.len };
+        let place = BlockPlacement { access: mapped, guard: self.guard, at, len: self.len };
         // SAFETY: the blocks are owned here, and given back only when every device has lost them.
-        match unsafe { device.ops().map_blocks(self.blocks.blocks(), &place) } {
-            Ok(live) => Ok(self.push(device, live, access, None)),
+        match unsafe { party.device.ops().map_blocks(self.blocks.blocks(), &place) } {
+            Ok(live) => {
+                let key = self.push(party, live);
+                self.check_boundary(party, &live)?;
+                Ok(key)
+            }
             Err(error) => {
                 self.lost |= error.is_stale();
                 Err(error.into())
@@ -186,11 +100,31 @@ impl Shared {
         }
     }
 
-    fn push(&mut self, device: &Device, live: Live, access: Access, borrows: Option<u64>) -> Key {
-        let number = self.next_leg;
+    fn push(&mut self, party: &Party, live: Live) -> Key {
+        let leg = Leg {
+            number: self.next_leg,
+            device: party.device.clone(),
+            live,
+            access: party.access,
+            space: party.space(),
+        };
         self.next_leg += 1;
-        self.legs.push(Leg { number, device: device.clone(), live, access, borrows });
-        Key { buffer: self.number, leg: number }
+        let key = self.key_of(&leg);
+        self.legs.push(leg);
+        key
+    }
+
+    /// Takes the newest mapping back if it crosses the device's boundary: a direct device's address
+    /// is where the memory is.
+    fn check_boundary(&mut self, party: &Party, live: &Live) -> Result<(), ShareError> {
+        let boundary = party.device.spec().boundary;
+        if !crosses(live.dma.raw(), self.len, boundary) {
+            return Ok(());
+        }
+        if let Some(leg) = self.legs.pop() {
+            self.end(&leg)?;
+        }
+        Err(ShareError::Boundary { device: party.device.name().into(), boundary, len: self.len })
     }
 
     /// Finds one address that is free for all, from the highest down, and maps there.
@@ -198,46 +132,50 @@ impl Shared {
     /// Each device in turn lowers the candidate to its own highest free address; when a full round
     /// changes nothing, it suits all. The candidate only sinks, so this ends.
     fn map_at_one_address(&mut self, parties: &[&Party]) -> Result<(), ShareError> {
-        let mut result = Ok(());
-        for _ in 0..RACES {
-            let address = self.common_address(parties)?;
-            result = self.try_all_at(parties, address);
-            match &result {
-                // Somebody took it meanwhile: look again.
-                Err(ShareError::Device(error)) if is_taken(error) => self.drop_legs()?,
-                _ => return result,
+        let fixed = self.direct_address(parties)?;
+        loop {
+            let address = match fixed {
+                Some(address) => address,
+                None => self.common_address(parties)?,
+            };
+            let Err((party, error)) = self.try_all_at(parties, address) else {
+                return Ok(());
+            };
+            match error {
+                error if error.is_taken() => self.drop_legs()?,
+                error => return Err(error),
             }
+            if fixed.is_some() {
+                return Err(ShareError::AddressesTaken { device: party.device.name().into() });
+            }
+            // Somebody took it meanwhile: look again.
         }
-        result
     }
 
-    fn try_all_at(&mut self, parties: &[&Party], address: DmaAddr) -> Result<(), ShareError> {
-        for (index, party) in parties.iter().enumerate() {
-            let owner = parties[..index].iter().position(|other| other.same_space(party));
-            match owner.and_then(|owner| self.legs.get(owner)).map(|leg| (leg.live, leg.number)) {
-                Some((live, number)) => {
-                    self.push(&party.device, live, party.access, Some(number));
-                }
-                None => {
-                    // One mapping serves all of a domain: it allows what any of them may do.
-                    let together = parties.iter().filter(|other| other.same_space(party));
-                    let access = together.fold(party.access, |sum, other| sum | other.access);
-                    self.add(&party.device, access, Some(address))?;
-                    if let Some(leg) = self.legs.last_mut() {
-                        leg.access = party.access;
-                    }
-                }
+    fn try_all_at<'p>(
+        &mut self,
+        parties: &[&'p Party],
+        address: DmaAddr,
+    ) -> Result<(), (&'p Party, ShareError)> {
+        for &party in parties {
+            let space = party.space();
+            let twin = self.legs.iter().find(|leg| space.is_some() && leg.space == space);
+            if let Some(live) = twin.map(|leg| leg.live) {
+                // One domain has one mapping there, for all its devices.
+                party.device.ops().join(&live);
+                self.push(party, live);
+                continue;
             }
+            let together = parties.iter().filter(|other| space.is_some() && other.space() == space);
+            let access = together.fold(party.access, |sum, other| sum | other.access);
+            self.add(party, access, Some(address)).map_err(|error| (party, error))?;
         }
         Ok(())
     }
 
     fn common_address(&self, parties: &[&Party]) -> Result<DmaAddr, ShareError> {
         let align = self.common_align(parties);
-        let mut candidate = match self.direct_address(parties)? {
-            Some(fixed) => return Ok(fixed),
-            None => DmaAddr::new(u64::MAX),
-        };
+        let mut candidate = DmaAddr::new(u64::MAX);
         loop {
             let before = candidate;
             for party in parties {
@@ -295,7 +233,11 @@ impl Shared {
                 translated.page_sizes.best(0, block.start().raw(), block.len())
             })
         });
-        best.max().unwrap_or(granule).max(granule)
+        let align = best.max().unwrap_or(granule).max(granule);
+        // Aligned to its own size a range crosses no boundary that is at least as long.
+        let bounded = parties.iter().any(|party| party.device.spec().boundary != 0);
+        let natural = self.blocks.size().checked_next_power_of_two().unwrap_or(1 << 63);
+        if bounded { align.max(natural) } else { align }
     }
 
     /// Gives the buffer to one more device, if the memory happens to meet its constraints.
@@ -314,8 +256,9 @@ impl Shared {
         if self.legs.iter().any(|leg| leg.device.is(device)) {
             return Err(ShareError::Attached { device: device.name().into() });
         }
-        self.check_late(&Party::new(device, access))?;
-        let key = self.add(device, access, None)?;
+        let party = Party::new(device, access);
+        self.check_late(&party)?;
+        let key = self.add(&party, access, None)?;
         self.get(key)
     }
 
@@ -376,25 +319,14 @@ impl Shared {
     }
 
     fn end(&mut self, leg: &Leg) -> Result<(), ShareError> {
-        if leg.borrows.is_some() || self.inherit(leg) {
+        if self.legs.iter().any(|other| other.is_one_with(leg)) {
+            leg.device.ops().leave(&leg.live);
             return Ok(());
         }
         // SAFETY: the leg was taken out of the list: its mapping ends once.
         let result = unsafe { leg.device.ops().end(&leg.live, true, None) };
         self.lost |= result.is_err();
         result.map(|_| ()).map_err(ShareError::from)
-    }
-
-    /// Hands a mapping on to a device of the same domain that uses it too, if there is one.
-    fn inherit(&mut self, leg: &Leg) -> bool {
-        let mut heirs = self.legs.iter_mut().filter(|heir| heir.borrows == Some(leg.number));
-        let Some(heir) = heirs.next() else {
-            return false;
-        };
-        heir.borrows = None;
-        let number = heir.number;
-        heirs.for_each(|other| other.borrows = Some(number));
-        true
     }
 
     /// Takes the buffer from all devices. All are tried; the first error is returned.
@@ -542,15 +474,6 @@ impl Shared {
         self.drop_legs()
         // The drop that follows frees the memory, or leaks it.
     }
-}
-
-fn is_taken(error: &crate::dma::DmaError) -> bool {
-    use crate::domain::DomainError;
-    use crate::iova::IovaError;
-    let crate::dma::DmaError::Domain { cause: DomainError::Iova(cause), .. } = error else {
-        return false;
-    };
-    matches!(cause, IovaError::InUse { .. })
 }
 
 impl Drop for Shared {
