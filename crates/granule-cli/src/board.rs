@@ -94,7 +94,11 @@ fn json(board: &Board) -> String {
     let devices = board.devices.iter().map(|device| DeviceJson {
         path: &device.path,
         streams: streams(board, device)
-            .map(|(iommu, stream)| StreamJson { iommu: &iommu.path, id: stream.id, mask: stream.mask })
+            .map(|(iommu, stream)| StreamJson {
+                iommu: &iommu.path,
+                id: stream.id,
+                mask: stream.mask,
+            })
             .collect(),
         group: device.group,
         coherent: device.coherent,
@@ -227,8 +231,9 @@ fn way(board: &Board, device: &BoardDevice) -> String {
         return "direct".into();
     }
     let shown = streams(board, device).take(STREAMS_SHOWN);
-    let mut parts: Vec<_> =
-        shown.map(|(iommu, stream)| format!("{}:{}", iommu_label(iommu), stream_id(stream))).collect();
+    let mut parts: Vec<_> = shown
+        .map(|(iommu, stream)| format!("{}:{}", iommu_label(iommu), stream_id(stream)))
+        .collect();
     if device.streams.len() > STREAMS_SHOWN {
         parts.push(format!("and {} more", device.streams.len() - STREAMS_SHOWN));
     }
