@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use granule_board::{Board, BoardDevice, BoardIommu, DEFAULT_BOARD, MAX_BLOB_BYTES};
+use granule_board::{Board, BoardDevice, BoardIommu, DEFAULT_BOARD, DmaWindow, MAX_BLOB_BYTES};
 use serde::Serialize;
 
 use crate::args::BoardArgs;
@@ -210,7 +210,7 @@ fn iommu_notes(iommu: &BoardIommu) -> String {
 fn devices(board: &Board) -> String {
     let rows = board.devices.iter().map(|device| {
         vec![
-            device.name.clone(),
+            name(board, device),
             way(board, device),
             group(board, device),
             if device.coherent { "yes" } else { "no" }.into(),
@@ -218,6 +218,14 @@ fn devices(board: &Board) -> String {
         ]
     });
     text::table(&["device", "way to memory", "group", "snoops", ""], &[2], rows.collect())
+}
+
+/// A window of more bits than these is no limit worth a word.
+const WIDE: u32 = 48;
+/// The node's name, or its path where another device has the same name.
+fn name(board: &Board, device: &BoardDevice) -> String {
+    let same = board.devices.iter().filter(|other| other.name == device.name).count();
+    if same > 1 { device.path.clone() } else { device.name.clone() }
 }
 
 /// More streams than these are counted, not listed.
@@ -260,11 +268,18 @@ fn device_notes(device: &BoardDevice) -> String {
     if !device.enabled {
         notes.push("disabled".into());
     }
-    for window in device.windows.iter().take(1) {
-        notes.push(format!("bus {} is memory {:#x}", window.bus, window.phys.start()));
-    }
+    notes.extend(device.windows.first().and_then(window_note));
     if device.windows.len() > 1 {
-        notes.push(format!("and {} more windows", device.windows.len() - 1));
+        notes.push(format!("{} windows in all", device.windows.len()));
     }
     notes.join(", ")
+}
+
+/// What is worth saying of a window: nothing if it shows all memory at its own address.
+fn window_note(window: &DmaWindow) -> Option<String> {
+    match window.offset() {
+        0 if window.bus.last().raw() >> WIDE != 0 => None,
+        0 => Some(format!("reaches {}", window.bus)),
+        _ => Some(format!("bus {} is memory from {:#x}", window.bus, window.phys.start())),
+    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use granule::addr::{DmaAddr, PhysRange};
 use granule::dma::AttachError;
 use granule::domain::{DomainError, StreamError, TranslationError};
-use granule::share::ShareError;
+use granule::share::{ShareError, Windows};
 use granule_board::{BoardError, LookupError};
 use granule_sim::machine::MachineError;
 use granule_sim::ram::RamError;
@@ -94,6 +94,9 @@ pub(crate) enum CliError {
     /// The devices cannot share.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// All devices have memory in reach, but none that is RAM.
+    #[error("{devices} reach {windows}, and no RAM of this board is there: it has {ram}")]
+    NoRamInReach { devices: String, windows: Windows, ram: Windows },
     /// A check of what was promised failed: a bug in granule, and never the user's fault.
     #[error("verification failed: {what}")]
     Verification { what: String },
@@ -157,6 +160,7 @@ impl CliError {
             Self::Attach(error) => attach_kind(error),
             Self::Domain { .. } => "domain",
             Self::Share(error) => share_kind(error),
+            Self::NoRamInReach { .. } => "no_ram_in_reach",
             Self::Verification { .. } => "verification",
             Self::EmptyImage { .. } => "empty_image",
             Self::RootOutside { .. } => "root_outside",

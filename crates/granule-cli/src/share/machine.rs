@@ -176,13 +176,18 @@ fn shape(iommu: &BoardIommu, cpu_page: Granule) -> Result<Shape, CliError> {
     let format = format_of(iommu, cpu_page).and_then(format_id);
     let format = format.ok_or_else(|| failed(format!("{} has no format", iommu_label(iommu))))?;
     let model = sim_format(format)?;
-    let default = if iommu.kind == IommuKind::Dart { DART_INPUT_BITS } else { INPUT_BITS };
-    let input_bits = iommu.input_bits.unwrap_or(default).min(model.max_input_bits());
+    let input_bits = input_bits(iommu).min(model.max_input_bits());
     let most = model.max_output_bits().min(OUTPUT_BITS);
     let output_bits = iommu.output_bits.unwrap_or(most).min(most);
     let locked = iommu.locked_streams.iter().filter(|id| **id < MAX_STREAMS).max();
     let streams = locked.map_or(16, |id| (id + 1).max(16));
     Ok(Shape { format, input_bits, output_bits, streams })
+}
+
+/// How many bits its tables index; where only its registers say, what such IOMMUs usually have.
+fn input_bits(iommu: &BoardIommu) -> u32 {
+    let usual = if iommu.kind == IommuKind::Dart { DART_INPUT_BITS } else { INPUT_BITS };
+    iommu.input_bits.unwrap_or(usual)
 }
 
 /// The simulator's name of a format.
@@ -255,7 +260,7 @@ pub(super) fn emitted(board: &Board, chosen: &Chosen) -> Result<Option<DmaRange>
 /// than what the IOMMUs index.
 fn bus_limit(board: &Board, chosen: &Chosen) -> Result<Option<DmaRange>, CliError> {
     let streams = chosen.streams().iter();
-    let bits = streams.filter_map(|stream| board.iommus.get(stream.iommu)?.input_bits).min();
+    let bits = streams.filter_map(|stream| board.iommus.get(stream.iommu).map(input_bits)).min();
     let index = bits.filter(|bits| *bits < 64).map_or(u64::MAX, |bits| 1 << bits);
     let indexed =
         DmaRange::new(DmaAddr::new(0), index).map_err(|error| failed(error.to_string()))?;

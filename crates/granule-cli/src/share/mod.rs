@@ -9,6 +9,7 @@
 //! ```
 
 mod attach;
+mod explain;
 mod firmware;
 mod machine;
 mod report;
@@ -18,13 +19,14 @@ mod tables;
 mod verify;
 
 use granule::addr::Access;
-use granule::share::{Plan, Solved};
+use granule::share::{Plan, Solved, Windows};
 
 use crate::args::ShareArgs;
 use crate::error::CliError;
 use crate::output::Staged;
 use crate::{board, output};
 use attach::Party;
+use machine::Bench;
 use report::Report;
 
 /// Runs the command; what to print comes back. Output files are put in place last, when everything
@@ -36,7 +38,7 @@ pub(crate) fn run(args: &ShareArgs) -> Result<String, CliError> {
     let chosen = select::choose(&board, args)?;
     let bench = machine::build(&board, &chosen, &ram, args.cpu_page)?;
     let parties = attach::attach(&board, &bench, &chosen)?;
-    let solved = plan(args, &parties)?;
+    let solved = plan(args, &bench, &parties)?;
     let mut files = Files::stage(args)?;
 
     let shared = solved.allocate()?;
@@ -47,7 +49,11 @@ pub(crate) fn run(args: &ShareArgs) -> Result<String, CliError> {
     }
     shared.free()?;
     verify::unmapped(&parties, &mut report)?;
-    let explanation = if args.explain { solved.to_string() } else { String::new() };
+    let explanation = if args.explain {
+        explain::explain(&solved, args.cpu_page, args.same_iova)
+    } else {
+        String::new()
+    };
     drop((solved, parties));
     verify::nothing_left(&bench)?;
 
@@ -58,10 +64,22 @@ pub(crate) fn run(args: &ShareArgs) -> Result<String, CliError> {
     Ok(if args.json { report.json(&explanation) } else { report.text(args, &explanation) })
 }
 
-fn plan(args: &ShareArgs, parties: &[Party]) -> Result<Solved, CliError> {
+fn plan(args: &ShareArgs, bench: &Bench, parties: &[Party]) -> Result<Solved, CliError> {
     let plan = Plan::new(args.size).guard(true).same_address(args.same_iova);
     let plan = parties.iter().fold(plan, |plan, party| plan.device(&party.device, Access::all()));
-    Ok(plan.solve()?)
+    let solved = plan.solve()?;
+    let (windows, ram) = (&solved.constraints().windows, Windows::new(bench.ram.iter().copied()));
+    if windows.intersection(&ram).is_empty() {
+        let devices = solved.parties().iter();
+        let limiting = |party: &&granule::share::Party| {
+            party.constraints().windows.intersection(&ram).is_empty()
+        };
+        let names: Vec<_> = devices.filter(limiting).map(|party| party.device().name()).collect();
+        let devices =
+            if names.is_empty() { "all devices together".into() } else { names.join(", ") };
+        return Err(CliError::NoRamInReach { devices, windows: windows.clone(), ram });
+    }
+    Ok(solved)
 }
 
 fn check_outputs(args: &ShareArgs) -> Result<(), CliError> {

@@ -117,6 +117,9 @@ fn way(board: &Board, bench: &Bench, party: &Party) -> String {
         Some(format!("{label}:{}{note}", stream_id(stream)))
     });
     let mut text = parts.collect::<Vec<_>>().join(" + ");
+    if !party.chosen.trusted {
+        text.push_str(", untrusted");
+    }
     if party.chosen.device.streams.len() > streams.len() {
         let all = party.chosen.device.streams.len();
         let _ = write!(text, " (first of {all} functions)");

@@ -11,7 +11,7 @@ use crate::text;
 const WIDTH: i64 = 1040;
 const TOP: i64 = 84;
 const PANEL_WIDTH: i64 = 290;
-const PANEL_HEIGHT: i64 = 216;
+const PANEL_HEIGHT: i64 = 226;
 const SPACE_HEIGHT: i64 = 164;
 const MEMORY_X: i64 = 410;
 const MEMORY_WIDTH: i64 = 220;
