@@ -10,7 +10,7 @@ use crate::size::{self, Mask};
 
 /// DMA mapping and IOMMUs: who can share which memory with whom, and why not
 #[derive(Debug, Parser)]
-#[command(name = "granule", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "granule", version, term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -27,10 +27,12 @@ Exit status: 0 done, 1 refused or failed, 2 bad usage.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(long_about = SHARE_LONG, after_help = SHARE_EXAMPLES)]
     /// Share one buffer between devices of a simulated board, each seeing one contiguous range
     Share(ShareArgs),
     /// Show a board: memory, IOMMUs, devices, streams, groups
     Board(BoardArgs),
+    #[command(long_about = WALK_LONG, after_help = WALK_EXAMPLES)]
     /// Decode the page tables in a dump of physical memory
     Walk(WalkArgs),
 }
@@ -63,7 +65,6 @@ Examples:
 The dump begins at the board's lowest RAM address; `granule walk` reads it back.";
 
 #[derive(Debug, Args)]
-#[command(long_about = SHARE_LONG, after_help = SHARE_EXAMPLES)]
 pub(crate) struct ShareArgs {
     /// Device tree blob of the board [default: the built-in one, Apple's t8103 display corner]
     #[arg(long, value_name = "FILE.dtb")]
@@ -124,11 +125,10 @@ for sv39, sv48 and sv57.";
 
 const WALK_EXAMPLES: &str = "\
 Examples:
-  granule walk --format dart1 --root 0x800004000 --memory ram.raw@0x800000000
-  granule walk --format lpae4k --root 0x40210000 --input-bits 39 --memory ram.raw@0x40000000 --iova 0x1000";
+  granule walk --format dart1 --root 0x800000000 --memory ram.raw@0x800000000
+  granule walk --format lpae4k --root 0x40210000 --input-bits 39 --memory ram.raw --iova 0x1000";
 
 #[derive(Debug, Args)]
-#[command(long_about = WALK_LONG, after_help = WALK_EXAMPLES)]
 pub(crate) struct WalkArgs {
     /// dart1, dart2, lpae4k, lpae16k, lpae64k, vtd2, vtd1, amdv1, sv39, sv48 or sv57
     #[arg(long, value_parser = format)]

@@ -45,8 +45,10 @@ fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> ExitCode {
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if !asked && std::env::args_os().any(|arg| arg == "--json") {
-        let message = error.render().to_string();
-        let message = message.trim().strip_prefix("error: ").unwrap_or(message.trim());
+        let rendered = error.render().to_string();
+        // What follows the first empty line is advice for people.
+        let message = rendered.trim().split("\n\n").next().unwrap_or_default();
+        let message = message.strip_prefix("error: ").unwrap_or(message);
         return refuse(&CliError::Usage { message: message.into() }, true);
     }
     // Nobody is left to hear that standard error is closed.

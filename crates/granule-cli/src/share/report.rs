@@ -110,11 +110,22 @@ fn way(board: &Board, bench: &Bench, party: &Party) -> String {
     if streams.is_empty() {
         return "direct, on the bus".into();
     }
-    let parts = streams.iter().filter_map(|stream| {
-        let label = unique_label(board, board.iommus.get(stream.iommu)?);
+    let mut units: Vec<(usize, Vec<String>)> = Vec::new();
+    for stream in streams {
         let locked = bench.locked_roots(stream.iommu, stream.id).is_some();
         let note = if locked { " (locked)" } else { "" };
-        Some(format!("{label}:{}{note}", stream_id(stream)))
+        let id = format!("{}{note}", stream_id(stream));
+        match units.iter_mut().find(|(unit, _)| *unit == stream.iommu) {
+            Some((_, ids)) => ids.push(id),
+            None => units.push((stream.iommu, vec![id])),
+        }
+    }
+    let parts = units.iter().filter_map(|(unit, ids)| {
+        let label = unique_label(board, board.iommus.get(*unit)?);
+        let more = ids.len().saturating_sub(STREAMS_SHOWN);
+        let shown = ids.iter().take(STREAMS_SHOWN).cloned().collect::<Vec<_>>().join(",");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Some(format!("{label}:{shown}{more}"))
     });
     let mut text = parts.collect::<Vec<_>>().join(" + ");
     if !party.chosen.trusted {
@@ -250,6 +261,8 @@ const HEAD: [&str; 9] = [
     "exposed",
     "late DMA",
 ];
+/// More streams of one IOMMU than these are counted, not listed.
+const STREAMS_SHOWN: usize = 2;
 /// More blocks of memory than these are counted, not listed.
 const BLOCKS_SHOWN: usize = 4;
 
