@@ -1,0 +1,66 @@
+//! The command `granule`: boards, page tables, and who can share which memory with whom.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `args`, `size` | the command line |
+//! | `error` | why it refuses, with a kind for programs and a message for people |
+//! | `text`, `output` | addresses and sizes as people read them; files that are whole or not there |
+//! | `board`, `walk`, `share` | the three commands |
+
+mod args;
+mod board;
+mod error;
+mod output;
+mod share;
+mod size;
+mod text;
+mod walk;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::args::{Cli, Command};
+use crate::error::CliError;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let json = cli.command.json();
+    let result = match &cli.command {
+        Command::Share(args) => share::run(args),
+        Command::Board(args) => board::run(args),
+        Command::Walk(args) => walk::run(args),
+    };
+    match result.and_then(|text| output::print(&text)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error, json),
+    }
+}
+
+/// Exit status 0 for help and version, else 2.
+fn usage(error: &clap::Error) -> ExitCode {
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if !asked && std::env::args_os().any(|arg| arg == "--json") {
+        let rendered = error.render().to_string();
+        // What follows the first empty line is advice for people.
+        let message = rendered.trim().split("\n\n").next().unwrap_or_default();
+        let message = message.strip_prefix("error: ").unwrap_or(message);
+        return refuse(&CliError::Usage { message: message.into() }, true);
+    }
+    // Nobody is left to hear that standard error is closed.
+    let _ = error.print();
+    if asked { ExitCode::SUCCESS } else { ExitCode::from(2) }
+}
+
+fn refuse(error: &CliError, json: bool) -> ExitCode {
+    if json {
+        let _ = output::print(&error.json());
+    } else {
+        output::complain(&format!("error: {error}\n"));
+    }
+    ExitCode::from(error.status())
+}
