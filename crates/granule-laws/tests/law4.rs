@@ -178,30 +178,28 @@ fn end(held: Held<'_>) -> bool {
     }
 }
 
-/// The benches of this file: each format strict and deferred; absence cached, so that maps
-/// invalidate as well.
+/// The benches of this file: each format, strict over two IOMMUs or deferred on one; absence cached,
+/// so that maps invalidate as well.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (index, format) in FormatId::ALL.iter().enumerate() {
-        for deferred in [false, true] {
-            let page = [Granule::K4, Granule::K16, Granule::K64][index % 3];
-            let mut case = Case::new(*format, page);
-            case.caching_mode = true;
-            case.coherent_walk = deferred;
-            case.snoops = index != 1;
-            case.pool = 0;
-            case.span = if deferred { Span::One } else { Span::Mirror };
-            if deferred {
-                case.policy = InvalidationPolicy::Deferred { capacity: 3, max_age: u64::MAX };
-            }
-            cases.push(case);
+        let deferred = index % 2 == 1;
+        let mut case = Case::new(*format, if index == 3 { Granule::K16 } else { Granule::K4 });
+        case.caching_mode = true;
+        case.coherent_walk = index % 3 != 0;
+        case.snoops = index != 1;
+        case.pool = 0;
+        case.span = if deferred { Span::One } else { Span::Mirror };
+        if deferred {
+            case.policy = InvalidationPolicy::Deferred { capacity: 3, max_age: u64::MAX };
         }
+        cases.push(case);
     }
     cases
 }
 
-/// Each of five kinds in turn, three times, with the oldest of six ended in between.
-const OPERATIONS: usize = 15;
+/// Each of five kinds in turn, twice, with the oldest of six ended in between.
+const OPERATIONS: usize = 10;
 
 #[test]
 fn no_failed_allocation_leaves_a_trace() {
@@ -252,7 +250,7 @@ fn no_failed_allocation_leaves_a_trace() {
             places += fired;
         }
     }
-    assert!(places > 100, "{places}");
+    assert!(places > 50, "{places}");
 }
 
 /// What is left of a failed invalidation: memory and IOVA in quarantine, counted, never reused; and
@@ -272,7 +270,7 @@ fn what_a_failed_invalidation_covers_is_never_reused() {
             let mut given: Vec<Allowed> = Vec::new();
             let mut held = Vec::new();
             let mut number = 0;
-            while !fired() && number < 10 {
+            while !fired() && number < 7 {
                 let before = (State::of(&bench, &devices), memory(&bench, &devices));
                 match operation(&bench, &devices, number) {
                     Ok((guard, allowed)) => {
@@ -308,7 +306,7 @@ fn what_a_failed_invalidation_covers_is_never_reused() {
             lost(&bench, &devices, &given, held, k);
         }
     }
-    assert!(places > 50, "{places}");
+    assert!(places > 30, "{places}");
 }
 
 /// After the fault: whatever was reached stays out of other hands, and recovery works.
