@@ -190,6 +190,9 @@ impl Shared {
     /// Each device in turn lowers the candidate to its own highest free address; when a full round
     /// changes nothing, it suits all. The candidate only sinks, so this ends.
     fn map_at_one_address(&mut self, parties: &[Party]) -> Result<(), ShareError> {
+        if let Some((address, fixed_by)) = self.direct_address(parties)? {
+            return self.map_at_fixed(parties, address, fixed_by);
+        }
         loop {
             let address = self.common_address(parties)?;
             match self.try_all_at(parties, address) {
@@ -202,6 +205,36 @@ impl Shared {
         }
     }
 
+    /// Maps where a device on the bus sees the memory: there is no other address to try.
+    fn map_at_fixed(
+        &mut self,
+        parties: &[Party],
+        address: DmaAddr,
+        fixed_by: &Party,
+    ) -> Result<(), ShareError> {
+        let fits = |party: &&Party| {
+            let range = DmaRange::new(address, self.blocks.size());
+            range.is_ok_and(|range| party.addresses().contains_range(&range))
+        };
+        let mut translated = parties.iter().filter(|party| party.granule().is_some());
+        if let Some(party) = translated.find(|party| !fits(party)) {
+            return Err(ShareError::NoCommonAddress {
+                first: fixed_by.device.name().into(),
+                first_addresses: fixed_by.addresses(),
+                second: party.device.name().into(),
+                second_addresses: party.addresses(),
+            });
+        }
+        match self.try_all_at(parties, address) {
+            Err(ShareError::Device(crate::dma::DmaError::Domain { device, cause }))
+                if is_in_use(&cause) =>
+            {
+                Err(ShareError::AddressesTaken { device })
+            }
+            result => result,
+        }
+    }
+
     fn try_all_at(&mut self, parties: &[Party], address: DmaAddr) -> Result<(), ShareError> {
         parties
             .iter()
@@ -210,10 +243,7 @@ impl Shared {
 
     fn common_address(&self, parties: &[Party]) -> Result<DmaAddr, ShareError> {
         let align = self.common_align(parties);
-        let mut candidate = match self.direct_address(parties)? {
-            Some(fixed) => return Ok(fixed),
-            None => DmaAddr::new(u64::MAX),
-        };
+        let mut candidate = DmaAddr::new(u64::MAX);
         loop {
             let before = candidate;
             for party in parties {
@@ -230,8 +260,11 @@ impl Shared {
     }
 
     /// A direct device's address is where the memory is: all others must use that.
-    fn direct_address(&self, parties: &[Party]) -> Result<Option<DmaAddr>, ShareError> {
-        let mut fixed: Option<(DmaAddr, &Party)> = None;
+    fn direct_address<'p>(
+        &self,
+        parties: &'p [Party],
+    ) -> Result<Option<(DmaAddr, &'p Party)>, ShareError> {
+        let mut fixed: Option<(DmaAddr, &'p Party)> = None;
         for party in parties.iter().filter(|party| party.granule().is_none()) {
             let address = self.bus_address(party);
             match (fixed, address) {
@@ -249,7 +282,7 @@ impl Shared {
                 (_, Some(address)) => fixed = Some((address, party)),
             }
         }
-        Ok(fixed.map(|(address, _)| address))
+        Ok(fixed)
     }
 
     fn bus_address(&self, party: &Party) -> Option<DmaAddr> {
@@ -506,12 +539,13 @@ impl Shared {
 }
 
 fn is_taken(error: &crate::dma::DmaError) -> bool {
+    matches!(error, crate::dma::DmaError::Domain { cause, .. } if is_in_use(cause))
+}
+
+fn is_in_use(cause: &crate::domain::DomainError) -> bool {
     use crate::domain::DomainError;
     use crate::iova::IovaError;
-    let crate::dma::DmaError::Domain { cause: DomainError::Iova(cause), .. } = error else {
-        return false;
-    };
-    matches!(cause, IovaError::InUse { .. })
+    matches!(cause, DomainError::Iova(IovaError::InUse { .. }))
 }
 
 impl Drop for Shared {
