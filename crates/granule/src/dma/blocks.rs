@@ -34,6 +34,7 @@ pub(crate) struct Blocks {
     owned: Vec<PhysRange>,
     size: u64,
     cpu: Option<CpuView>,
+    uncached: bool,
 }
 
 struct CpuView {
@@ -57,7 +58,8 @@ impl Blocks {
     ) -> Result<Self, FrameError> {
         let unit = request.align.max(source.cpu_page());
         let size = unit.round_up(request.len).ok_or(FrameError::OutOfMemory)?;
-        let mut this = Self { source, blocks: Vec::new(), owned: Vec::new(), size, cpu: None };
+        let (blocks, owned) = (Vec::new(), Vec::new());
+        let mut this = Self { source, blocks, owned, size, cpu: None, uncached };
         if request.contiguous {
             this.add(size, size_align(size, unit, request.sizes), unit, request)?;
         } else {
@@ -171,6 +173,11 @@ impl Blocks {
 
     pub(crate) fn machine(&self) -> usize {
         self.source.machine()
+    }
+
+    /// Whether the CPU's view is uncached, so that devices that do not snoop see the same.
+    pub(crate) fn is_uncached(&self) -> bool {
+        self.uncached
     }
 
     /// The CPU's contiguous view.

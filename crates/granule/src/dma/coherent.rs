@@ -133,11 +133,15 @@ impl<D: DeviceRef> Coherent<D> {
     ///
     /// # Errors
     /// [`DmaError`]: blocks that are not whole granules of the other device's domain, several blocks
-    /// for a direct device, out of its reach, another machine.
+    /// for a direct device, out of its reach, another machine, cached memory for a device that does
+    /// not snoop.
     pub fn map_for<E: DeviceRef>(&self, other: E) -> Result<Coherent<E>, DmaError> {
         let frames = other.device().ops().frames();
         if frames.machine() != self.blocks.machine() {
             return Err(DmaError::OtherMachine { device: other.device().name().into() });
+        }
+        if !other.device().spec().snoops && !self.blocks.is_uncached() {
+            return Err(DmaError::Cached { device: other.device().name().into() });
         }
         Coherent::of(other, Arc::clone(&self.blocks), self.len(), MapFlags::empty())
     }

@@ -133,6 +133,14 @@ pub enum DmaError {
         /// The device.
         device: String,
     },
+    /// Memory that the CPU caches cannot be coherent for a device that does not snoop.
+    #[error(
+        "{device} does not snoop, and the CPU caches this memory: allocate it for {device}, then map it for others"
+    )]
+    Cached {
+        /// The device.
+        device: String,
+    },
     /// Lengths that do not add up in 64 bits.
     #[error("{device}: the lengths add up to more than 2^64 bytes")]
     TooLong {
