@@ -81,7 +81,7 @@ fn a_reservation_that_lost_a_link_keeps_its_addresses() {
         }
         bench.hostile("dev").touch_all();
         bench.machine.faults().fail_nth(Point::Invalidation, 0);
-        let lost = all.unmap().err().expect("the invalidation fails");
+        let lost = all.unmap().expect_err("the invalidation fails");
         let lost = lost.range;
         assert!(bench.domain.stats().poisoned);
         assert_eq!(bench.domain.stats().leaked_bytes, lost.len());
