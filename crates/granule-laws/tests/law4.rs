@@ -403,3 +403,54 @@ fn a_domain_that_cannot_be_made_keeps_nothing() {
         assert_eq!(bench.close(), [""; 0], "{case:?}");
     }
 }
+
+/// Bounce slots that a failed map took go back to the pool; those that a device may still reach
+/// never do.
+#[test]
+fn slots_go_back_when_a_map_fails() {
+    let (mut failures, mut lost) = (0, 0);
+    for case in cases() {
+        let case = Case { pool: 2 << 20, ..case }.untrusted();
+        for (point, k, forever) in [
+            (Point::Frames, 0, false),
+            (Point::Frames, 1, false),
+            (Point::Invalidation, 0, false),
+            (Point::Invalidation, 0, true),
+        ] {
+            let bench = case.bench();
+            let used = || bench.pool.as_ref().map_or(0, |pool| pool.usage().used);
+            let odd = |len| SimBuffer::new(&case, &bench.machine, 64, len);
+            let (buffer, list) = (odd(128), ScatterList::new([odd(64), odd(192), odd(640)]));
+            let before = used();
+            match (forever, bench.machine.faults()) {
+                (true, faults) => faults.fail_from(point, k),
+                (false, faults) => faults.fail_nth(point, k),
+            }
+            let check = |error: Option<granule::dma::DmaError>| match error {
+                None => 0,
+                Some(error) if error.is_stale() => {
+                    assert!(used() > before, "{case:?}: a slot that is reached was given back");
+                    1
+                }
+                Some(error) => {
+                    assert!(forever || used() == before, "{case:?}: {error}");
+                    0
+                }
+            };
+            let mapped = bench.dev().map_list(list, Direction::Bidirectional);
+            failures += u64::from(mapped.is_err());
+            lost += check(mapped.err().map(|refused| refused.error));
+            // What was mapped was dropped, and may wait.
+            let _ = bench.domain.flush();
+            let mapped = bench.dev().map(buffer, Direction::Bidirectional);
+            failures += u64::from(mapped.is_err());
+            lost += check(mapped.err().map(|refused| refused.error));
+            bench.machine.faults().clear();
+            if !forever && bench.domain.recover().is_ok() {
+                assert_eq!(used(), before, "{case:?}");
+                assert_eq!(bench.close(), [""; 0]);
+            }
+        }
+    }
+    assert!(failures > 10 && lost > 3, "{failures} failures, {lost} lost");
+}
