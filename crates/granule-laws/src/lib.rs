@@ -7,6 +7,8 @@
 //! | [`buffer`] | buffers of simulated memory that know their bytes |
 //! | [`check`] | what a table says, what a device reaches, what is counted |
 //! | [`program`] | random programs of maps and unmaps |
+//!
+//! Unsafe code: `buffer.rs` (a buffer type of its own), nowhere else.
 
 pub mod bench;
 pub mod buffer;

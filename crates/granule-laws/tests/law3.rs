@@ -3,11 +3,13 @@
 //! unless it is told to forget them, and every device here has touched all it could.
 
 use granule::addr::{Direction, Granule, IovaRange};
-use granule::dma::{MapFlags, Mapping};
+use granule::dma::{MapFlags, Mapping, ScatterList};
+use granule::domain::InvalidationPolicy;
 use granule::table::FormatId;
 use granule_laws::bench::{Bench, Case};
 use granule_laws::buffer::{SimBuffer, bytes, fresh_id};
 use granule_laws::check::{allow, confined, iova, reads, writes};
+use granule_sim::faults::Point;
 use granule_sim::iommu::Via;
 
 /// The cases of [`Case::all`] without fragmentation, each strict or deferred.
@@ -17,7 +19,7 @@ fn cases(deferred: bool) -> impl Iterator<Item = Case> {
         if deferred {
             case.deferred(4, 1000)
         } else {
-            Case { policy: granule::domain::InvalidationPolicy::Strict, ..case }
+            Case { policy: InvalidationPolicy::Strict, ..case }
         }
     })
 }
@@ -113,7 +115,7 @@ fn detached_tables_are_freed_only_after_the_flush() {
             case.pool = 0;
             let bench = case.bench();
             let span = case.granule().size() / 8 * case.granule().size();
-            let count = 2 * span / case.granule().size();
+            let count = span / case.granule().size();
             let sizes = vec![case.granule().size(); count as usize];
             let buffer = pages(&case, &bench, &sizes);
             let ranges = buffer.ranges().to_vec();
@@ -134,6 +136,31 @@ fn detached_tables_are_freed_only_after_the_flush() {
             confined(&bench, "dev", &[], "after the flush");
             drop(buffer);
             assert_eq!(bench.close(), [""; 0]);
+        }
+    }
+}
+
+/// If the invalidation fails, walk caches point to the detached tables for good: those stay too.
+#[test]
+fn detached_tables_stay_if_the_invalidation_fails() {
+    for format in [FormatId::Lpae4k, FormatId::Dart2] {
+        for coherent_walk in [true, false] {
+            let mut case = Case { coherent_walk, pool: 0, ..Case::new(format, Granule::K4) };
+            case.max_block = Some(case.granule().size());
+            let bench = case.bench();
+            let count = case.granule().size() / 8; // All that one leaf table maps.
+            let buffer = pages(&case, &bench, &vec![case.granule().size(); count as usize]);
+            let ranges = buffer.ranges().to_vec();
+            let mapping = bench.dev().map(buffer, Direction::Bidirectional).expect("a mapping");
+            let full = bench.domain.stats().table_pages;
+            touch(&bench);
+            bench.machine.faults().fail_nth(Point::Invalidation, 0);
+            mapping.unmap().map(|_| ()).expect_err("the invalidation fails");
+            assert_eq!(bench.domain.stats().table_pages, full, "{case:?}");
+            let given = allow(&ranges, granule::addr::Access::all());
+            confined(&bench, "dev", &given, "after a failed invalidation");
+            let reach = bench.hostile("dev").reach();
+            assert!(reach.iter().any(|one| one.via == Via::WalkCache), "{case:?}: no table");
         }
     }
 }
@@ -305,4 +332,45 @@ fn the_judge_remembers() {
     assert!(!reach.is_empty() && reach.iter().all(|one| one.via == Via::Iotlb));
     drop(pending);
     assert!(bench.hostile("dev").reach().is_empty());
+}
+
+/// A guard that is dropped while the hardware does not answer leaks its buffer.
+#[test]
+fn dropped_memory_is_kept_if_the_invalidation_fails() {
+    for case in cases(false).chain(cases(true)) {
+        // Deferred: the second finds a full ring, and the flush fails.
+        let policy = match case.policy {
+            InvalidationPolicy::Strict => InvalidationPolicy::Strict,
+            _ => InvalidationPolicy::Deferred { capacity: 1, max_age: u64::MAX },
+        };
+        let case = Case { policy, cpus: 1, ..case };
+        let bench = case.bench();
+        let made = || SimBuffer::new(&case, &bench.machine, 0, case.unit().size());
+        let (first, second, listed) = (made(), made(), made());
+        let ranges = [&first, &second, &listed].map(|buffer| buffer.ranges()[0]);
+        let list = ScatterList::new([listed]);
+        let first = bench.dev().map(first, Direction::Bidirectional).expect("a mapping");
+        let second = bench.dev().map(second, Direction::Bidirectional).expect("a mapping");
+        let list = bench.dev().map_list(list, Direction::Bidirectional).expect("a mapping");
+        touch(&bench);
+        bench.machine.faults().fail_from(Point::Invalidation, 0);
+        drop(first);
+        drop(second);
+        drop(list);
+        let live = bench.machine.frames().live();
+        for range in ranges {
+            let owned = live.iter().any(|block| block.contains_range(&range));
+            assert!(owned, "{case:?}: {range} was freed");
+        }
+        let given = allow(&ranges, granule::addr::Access::all());
+        confined(&bench, "dev", &given, "after failed invalidations");
+        let stats = bench.domain.stats();
+        assert!(stats.poisoned && stats.leaked_bytes + stats.quarantined_bytes > 0);
+        // What only waited comes back once the hardware answers; what was leaked never does.
+        bench.machine.faults().clear();
+        bench.domain.recover().expect("hardware that answers again");
+        assert_eq!(bench.domain.stats().quarantined, 0);
+        assert_eq!(bench.domain.stats().leaked_bytes, stats.leaked_bytes);
+        confined(&bench, "dev", &[], "after recovery");
+    }
 }

@@ -178,30 +178,28 @@ fn end(held: Held<'_>) -> bool {
     }
 }
 
-/// The benches of this file: each format strict and deferred; absence cached, so that maps
-/// invalidate as well.
+/// The benches of this file: each format, strict over two IOMMUs or deferred on one; absence cached,
+/// so that maps invalidate as well.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (index, format) in FormatId::ALL.iter().enumerate() {
-        for deferred in [false, true] {
-            let page = [Granule::K4, Granule::K16, Granule::K64][index % 3];
-            let mut case = Case::new(*format, page);
-            case.caching_mode = true;
-            case.coherent_walk = deferred;
-            case.snoops = index != 1;
-            case.pool = 0;
-            case.span = if deferred { Span::One } else { Span::Mirror };
-            if deferred {
-                case.policy = InvalidationPolicy::Deferred { capacity: 3, max_age: u64::MAX };
-            }
-            cases.push(case);
+        let deferred = index % 2 == 1;
+        let mut case = Case::new(*format, if index == 3 { Granule::K16 } else { Granule::K4 });
+        case.caching_mode = true;
+        case.coherent_walk = index % 3 != 0;
+        case.snoops = index != 1;
+        case.pool = 0;
+        case.span = if deferred { Span::One } else { Span::Mirror };
+        if deferred {
+            case.policy = InvalidationPolicy::Deferred { capacity: 3, max_age: u64::MAX };
         }
+        cases.push(case);
     }
     cases
 }
 
-/// Each of five kinds in turn, three times, with the oldest of six ended in between.
-const OPERATIONS: usize = 15;
+/// Each of five kinds in turn, twice, with the oldest of six ended in between.
+const OPERATIONS: usize = 10;
 
 #[test]
 fn no_failed_allocation_leaves_a_trace() {
@@ -252,7 +250,7 @@ fn no_failed_allocation_leaves_a_trace() {
             places += fired;
         }
     }
-    assert!(places > 100, "{places}");
+    assert!(places > 50, "{places}");
 }
 
 /// What is left of a failed invalidation: memory and IOVA in quarantine, counted, never reused; and
@@ -272,7 +270,7 @@ fn what_a_failed_invalidation_covers_is_never_reused() {
             let mut given: Vec<Allowed> = Vec::new();
             let mut held = Vec::new();
             let mut number = 0;
-            while !fired() && number < 10 {
+            while !fired() && number < 7 {
                 let before = (State::of(&bench, &devices), memory(&bench, &devices));
                 match operation(&bench, &devices, number) {
                     Ok((guard, allowed)) => {
@@ -308,7 +306,7 @@ fn what_a_failed_invalidation_covers_is_never_reused() {
             lost(&bench, &devices, &given, held, k);
         }
     }
-    assert!(places > 50, "{places}");
+    assert!(places > 30, "{places}");
 }
 
 /// After the fault: whatever was reached stays out of other hands, and recovery works.
@@ -404,4 +402,55 @@ fn a_domain_that_cannot_be_made_keeps_nothing() {
         }
         assert_eq!(bench.close(), [""; 0], "{case:?}");
     }
+}
+
+/// Bounce slots that a failed map took go back to the pool; those that a device may still reach
+/// never do.
+#[test]
+fn slots_go_back_when_a_map_fails() {
+    let (mut failures, mut lost) = (0, 0);
+    for case in cases() {
+        let case = Case { pool: 2 << 20, ..case }.untrusted();
+        for (point, k, forever) in [
+            (Point::Frames, 0, false),
+            (Point::Frames, 1, false),
+            (Point::Invalidation, 0, false),
+            (Point::Invalidation, 0, true),
+        ] {
+            let bench = case.bench();
+            let used = || bench.pool.as_ref().map_or(0, |pool| pool.usage().used);
+            let odd = |len| SimBuffer::new(&case, &bench.machine, 64, len);
+            let (buffer, list) = (odd(128), ScatterList::new([odd(64), odd(192), odd(640)]));
+            let before = used();
+            match (forever, bench.machine.faults()) {
+                (true, faults) => faults.fail_from(point, k),
+                (false, faults) => faults.fail_nth(point, k),
+            }
+            let check = |error: Option<granule::dma::DmaError>| match error {
+                None => 0,
+                Some(error) if error.is_stale() => {
+                    assert!(used() > before, "{case:?}: a slot that is reached was given back");
+                    1
+                }
+                Some(error) => {
+                    assert!(forever || used() == before, "{case:?}: {error}");
+                    0
+                }
+            };
+            let mapped = bench.dev().map_list(list, Direction::Bidirectional);
+            failures += u64::from(mapped.is_err());
+            lost += check(mapped.err().map(|refused| refused.error));
+            // What was mapped was dropped, and may wait.
+            let _ = bench.domain.flush();
+            let mapped = bench.dev().map(buffer, Direction::Bidirectional);
+            failures += u64::from(mapped.is_err());
+            lost += check(mapped.err().map(|refused| refused.error));
+            bench.machine.faults().clear();
+            if !forever && bench.domain.recover().is_ok() {
+                assert_eq!(used(), before, "{case:?}");
+                assert_eq!(bench.close(), [""; 0]);
+            }
+        }
+    }
+    assert!(failures > 10 && lost > 3, "{failures} failures, {lost} lost");
 }

@@ -14,6 +14,8 @@ pub struct CpuAccess<'m> {
     memory: Memory<'m>,
     part: Range<u64>,
     direction: Direction,
+    /// What the CPU wrote: offsets in the buffer.
+    written: Option<Range<u64>>,
 }
 
 impl<'m> CpuAccess<'m> {
@@ -38,7 +40,7 @@ impl<'m> CpuAccess<'m> {
         let span = (part.start, part.end - part.start);
         // SAFETY: the caller's promise.
         unsafe { device.ops().sync(live, memory, span, direction, Side::Cpu) };
-        Self { device, live: *live, memory, part, direction }
+        Self { device, live: *live, memory, part, direction, written: None }
     }
 
     /// The part's length in bytes.
@@ -76,6 +78,10 @@ impl<'m> CpuAccess<'m> {
             return Err(DmaError::ReadOnly { device: self.device.name().into() });
         }
         let range = self.range(offset, bytes.len())?;
+        self.written = match self.written.take() {
+            Some(before) => Some(before.start.min(range.start)..before.end.max(range.end)),
+            None => Some(range.clone()),
+        };
         self.each(range, |at, ptr, len| {
             for (index, byte) in bytes[at..at + len].iter().enumerate() {
                 // SAFETY: a buffer that the device may write is valid for writes of `len` bytes
@@ -126,9 +132,16 @@ impl<'m> CpuAccess<'m> {
 impl Drop for CpuAccess<'_> {
     fn drop(&mut self) {
         let span = (self.part.start, self.part.end - self.part.start);
+        let ops = self.device.ops();
         // SAFETY: `begin`'s promise: the mapping is live as long as this is.
         unsafe {
-            self.device.ops().sync(&self.live, self.memory, span, self.direction, Side::Device)
+            // Where the device only writes, its data goes over the CPU's, but for what the CPU wrote.
+            if let (Some(written), false) = (&self.written, self.direction.device_reads()) {
+                let span = (written.start, written.end - written.start);
+                let both = Direction::Bidirectional;
+                ops.sync(&self.live, self.memory, span, both, Side::Device);
+            }
+            ops.sync(&self.live, self.memory, span, self.direction, Side::Device)
         };
     }
 }

@@ -22,6 +22,8 @@ pub struct Reservation<D: DeviceRef, B: DmaBuffer> {
     front: u64,
     /// Bytes linked so far.
     len: u64,
+    /// Some link could not be ended: it may still be cached, so the range is never given back.
+    lost: bool,
     _buffers: core::marker::PhantomData<B>,
 }
 
@@ -64,6 +66,7 @@ impl<D: DeviceRef, B: DmaBuffer> Reservation<D, B> {
             links: Vec::new(),
             front: 0,
             len: 0,
+            lost: false,
             _buffers: core::marker::PhantomData,
         })
     }
@@ -188,7 +191,9 @@ impl<D: DeviceRef, B: DmaBuffer> Reservation<D, B> {
         };
         self.len -= link.place.len;
         // SAFETY: the link is ended once, being popped.
-        unsafe { self.take_out(&link) }.map(Some)
+        let taken = unsafe { self.take_out(&link) };
+        self.lost |= taken.is_err();
+        taken.map(Some)
     }
 
     /// # Safety
@@ -230,14 +235,13 @@ impl<D: DeviceRef, B: DmaBufferMut> Reservation<D, B> {
 
 impl<D: DeviceRef, B: DmaBuffer> Drop for Reservation<D, B> {
     fn drop(&mut self) {
-        let mut intact = true;
         while let Some(link) = self.links.pop() {
             // SAFETY: the link is ended once, being popped.
-            intact &= unsafe { self.take_out(&link) }.is_ok();
+            self.lost |= unsafe { self.take_out(&link) }.is_err();
         }
         // SAFETY: the reservation ends once. Where a link could not be ended its IOVA stays taken.
         unsafe {
-            if intact {
+            if !self.lost {
                 let _ = self.device.device().ops().end(&self.live, true, None);
             }
             ManuallyDrop::drop(&mut self.device);

@@ -185,7 +185,11 @@ impl<P: Platform> RouteCore<P> {
                 self.copy_out(slot, memory, offset, len);
             }
             (Side::Device, Some(part)) => {
-                self.copy_in(slot, memory, offset, len);
+                // For a device that only writes, the slot has the news: copying the buffer in would
+                // undo what it wrote while the CPU looked.
+                if direction.device_reads() {
+                    self.copy_in(slot, memory, offset, len);
+                }
                 if !self.spec.snoops {
                     self.caches(part, direction, side);
                 }

@@ -58,6 +58,14 @@ struct Streams {
 struct Entry {
     stream: Stream,
     adopted: Option<Adopted>,
+    /// Its device is gone, but the hardware did not confirm that the stream is blocked.
+    leaving: bool,
+}
+
+impl Entry {
+    fn new(stream: Stream, adopted: Option<Adopted>) -> Self {
+        Self { stream, adopted, leaving: false }
+    }
 }
 
 impl<F: Format, P: Platform, U: Unit> Paged<F, P, U> {
@@ -294,9 +302,13 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         let port = self.port(stream.unit)?;
         let mut streams = self.streams.lock();
         streams.attached.try_reserve(1).map_err(|_| TableError::Frames(FrameError::OutOfMemory))?;
+        if streams.attached.iter().any(|entry| entry.leaving && entry.stream == stream) {
+            let unit = port.iommu.unit().info().name.clone();
+            return Err(UnitError::Timeout { unit }.into());
+        }
         if !port.iommu.claim(stream.id, self.number)? {
             // Another device of the group brought this stream in.
-            streams.attached.push(Entry { stream, adopted: None });
+            streams.attached.push(Entry::new(stream, None));
             return Ok(Attached::default());
         }
         drop(streams);
@@ -313,7 +325,7 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         }
         let firmware =
             adopted.as_ref().map(|adopted| adopted.firmware().to_vec()).unwrap_or_default();
-        self.streams.lock().attached.push(Entry { stream, adopted });
+        self.streams.lock().attached.push(Entry::new(stream, adopted));
         Ok(Attached { firmware })
     }
 
@@ -326,9 +338,11 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         };
         if port.iommu.is_last(stream.id) {
             // Our entries leave a locked root before its caches are dropped by `detach`.
-            let adopted = streams.attached.iter_mut().find(|entry| entry.stream == stream);
-            self.disown(adopted.and_then(|entry| entry.adopted.take()));
+            let entry = streams.attached.iter_mut().find(|entry| entry.stream == stream);
+            let Some(entry) = entry else { return Ok(()) };
+            self.disown(entry.adopted.take());
             if let Err(error) = port.iommu.unit().detach(&port.context, stream.id) {
+                entry.leaving = true;
                 streams.stuck = true;
                 return Err(error);
             }
@@ -343,6 +357,12 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
     }
 
     fn resume(&self) -> Result<(), TranslationError> {
+        let leaving: Vec<Stream> = {
+            let streams = self.streams.lock();
+            let leaving = streams.attached.iter().filter(|entry| entry.leaving);
+            leaving.map(|entry| entry.stream).collect()
+        };
+        leaving.into_iter().try_for_each(|stream| self.detach(stream))?;
         let streams = self.streams.lock();
         for entry in &streams.attached {
             let port = self.port(entry.stream.unit)?;
@@ -351,6 +371,10 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         }
         drop(streams);
         self.invalidate(&Invalidation::ALL)?;
+        // Nobody is left in the tables but those who are attached.
+        let mut streams = self.streams.lock();
+        streams.stuck = streams.attached.iter().any(|entry| entry.leaving);
+        drop(streams);
         Ok(())
     }
 }

@@ -477,7 +477,12 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         linked.map_err(|error| {
             // SAFETY: the part is the caller's, and nothing else is mapped there.
             match unsafe { self.unlink(part) } {
-                Ok(()) => error.into(),
+                Ok(()) => {
+                    // A side of a mirror may have undone its map already, and detached tables.
+                    // SAFETY: a covering invalidation has completed.
+                    unsafe { self.translation.reap(part) };
+                    error.into()
+                }
                 Err(_) => DomainError::Stale { cause: error },
             }
         })

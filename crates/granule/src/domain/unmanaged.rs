@@ -138,8 +138,11 @@ impl<P: Platform, T: Translation> Unmanaged<P, T> {
                 // Entries may have been visible for a moment.
                 let forgotten =
                     self.translation.invalidate(&Invalidation { range: Some(range), tables: true });
-                if forgotten.is_err() {
-                    self.poison(range);
+                match forgotten {
+                    // A side of a mirror may have undone its map, and detached tables.
+                    // SAFETY: the covering invalidation has completed.
+                    Ok(()) => unsafe { self.translation.reap(range) },
+                    Err(_) => self.poison(range),
                 }
                 return Err(error.into());
             }
