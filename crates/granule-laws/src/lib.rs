@@ -3,7 +3,7 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | [`bench`] | a machine with domains and devices on it |
+//! | [`mod@bench`] | a machine with domains and devices on it |
 //! | [`buffer`] | buffers of simulated memory that know their bytes |
 //! | [`check`] | what a table says, what a device reaches, what is counted |
 //! | [`program`] | random programs of maps and unmaps |
