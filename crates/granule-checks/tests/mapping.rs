@@ -18,7 +18,7 @@ use granule_sim::machine::DeviceSpec as SimSpec;
 
 const BOTH: Direction = Direction::Bidirectional;
 
-fn map<'d>(device: &'d Device, buffer: Buf, flags: MapFlags) -> Mapping<&'d Device, Buf> {
+fn map(device: &Device, buffer: Buf, flags: MapFlags) -> Mapping<&Device, Buf> {
     Mapping::new(device, buffer, BOTH, flags).expect("mapped")
 }
 
@@ -194,7 +194,7 @@ fn a_buffer_whose_device_was_not_made_to_forget_it_is_leaked() {
             mapping.unmap().expect_err("no answer");
         }
         board.assert_reaches_live_only("dev");
-        let refused = device.map(Buf::new(&board.machine, 64), BOTH).err().expect("poisoned");
+        let refused = device.map(Buf::new(&board.machine, 64), BOTH).expect_err("poisoned");
         assert!(refused.to_string().contains("poisoned"), "{refused}");
         assert!(refused.buffer.is_some());
         board.machine.faults().clear();
@@ -226,7 +226,7 @@ fn lists_are_seen_by_the_cpu_and_come_back_unchanged() {
     let mapping = device.map_list_to_device(list).expect("mapped again");
     assert!(!board.write("dev", mapping.segments()[0].address, b"x"));
     assert_eq!(mapping.unmap().expect("unmapped").into_buffers().count(), 3);
-    let empty = device.map_list(ScatterList::<Buf>::new([]), BOTH).err().expect("empty");
+    let empty = device.map_list(ScatterList::<Buf>::new([]), BOTH).expect_err("empty");
     assert_eq!(empty.error, DmaError::Empty { device: "dev".into() });
     drop(device);
     board.assert_clean();
@@ -264,11 +264,11 @@ fn every_kind_of_buffer_comes_back_as_it_was() {
     assert_eq!(board.read("dev", mapping.address(), 8), Some(b"constant".to_vec()));
     assert_eq!(mapping.unmap().expect("unmapped"), constant);
     let poor = board.attach(&domain, DeviceSpec::new("poor"), 1);
-    let refused = poor.map(vec![0u8; 9], BOTH).err().expect("no pool");
+    let refused = poor.map(vec![0u8; 9], BOTH).expect_err("no pool");
     let reason = BounceReason::NoPhysical;
     assert_eq!(refused.error, DmaError::NoBounce { device: "poor".into(), reason });
     assert_eq!(refused.buffer, Some(vec![0; 9]));
-    let empty = device.map(Vec::<u8>::new(), BOTH).err().expect("empty");
+    let empty = device.map(Vec::<u8>::new(), BOTH).expect_err("empty");
     assert_eq!(empty.error, DmaError::Empty { device: "dev".into() });
 }
 
