@@ -46,6 +46,11 @@ fn spec() -> impl Strategy<Value = DeviceSpec> {
     })
 }
 
+/// The length, unless it would take much of the board's memory: then one near 2^64.
+fn affordable(len: u64) -> u64 {
+    if len > 0x4_0000 { u64::MAX - (len >> 24) } else { len }
+}
+
 fn flags() -> impl Strategy<Value = MapFlags> {
     any::<u8>().prop_map(MapFlags::from_bits_truncate)
 }
@@ -129,7 +134,7 @@ fn memory_of(device: &Device, flags: MapFlags, len: u64, at: u64) -> Result<(), 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn translated_devices(
@@ -139,13 +144,15 @@ proptest! {
         (direction, flags) in (direction(), flags()),
         (at, len) in (number(), number()),
     ) {
-        let board = Board::build(Board::parts().with_cache());
+        let board = Board::usual();
         let domain = board.domain("dart");
         let stream = Stream { unit: 0, id: StreamId { id: stream, mask } };
+        // What lies inside the DART's 36 bits is mapped page by page, which takes its time.
+        let quick = |piece: &PhysRange| piece.len() <= 1 << 24 || piece.last().raw() >> 36 != 0;
+        let pieces: Vec<_> = pieces.into_iter().filter(quick).collect();
         if let Ok(device) = domain.attach(spec, &[stream], None) {
             ask(&device, &pieces, direction, flags, at, len)?;
-            // Lengths that would take all of the board's memory are another test's.
-            memory_of(&device, flags, if len > 1 << 24 { u64::MAX - (len >> 32) } else { len }, at)?;
+            memory_of(&device, flags, affordable(len), at)?;
         }
         drop(domain);
         board.assert_clean();
@@ -159,7 +166,7 @@ proptest! {
         (direction, flags) in (direction(), flags()),
         (at, len) in (number(), number()),
     ) {
-        let board = Board::build(Board::parts().with_cache());
+        let board = Board::usual();
         let window = |(bus, memory): &(u64, PhysRange)| {
             BusWindow { bus: DmaAddr::new(*bus), memory: *memory }
         };
@@ -168,7 +175,7 @@ proptest! {
         let spec = DeviceSpec { trusted: true, ..spec };
         if let Ok(device) = Device::direct(board.platform(), spec, &windows, None) {
             ask(&device, &pieces, direction, flags, at, len)?;
-            let _ = Coherent::new(&device, len, flags).map(|coherent| coherent.address());
+            let _ = Coherent::new(&device, affordable(len), flags).map(|coherent| coherent.address());
             let plan = Plan::new(len).device(&device, Access::all());
             let _ = plan.solve().map(|solved| solved.to_string());
         }

@@ -125,9 +125,8 @@ fn check(segments: &[DmaSegment], shape: &Shape, limits: &Limits) -> Result<(), 
         let (first, last) = (segment.address.raw(), segment.address.raw() + segment.len - 1);
         prop_assert!(segment.len > 0 && segment.len <= limits.max_segment, "{:?}", segment);
         prop_assert!(first != 0 && last <= mask, "{:?} beyond {:#x}", segment, mask);
-        if limits.boundary != 0 {
-            prop_assert_eq!(first / limits.boundary, last / limits.boundary, "{:?}", segment);
-        }
+        let sides = [first, last].map(|at| at.checked_div(limits.boundary));
+        prop_assert_eq!(sides[0], sides[1], "{:?} crosses {:#x}", segment, limits.boundary);
     }
     Ok(())
 }

@@ -286,7 +286,7 @@ fn registers_of_another_device() {
     let device = board.attach(&board.domain("dart"), DeviceSpec::new("guest").untrusted(), 0);
     let range = phys_range(0x2_3000_1000, 0x1000);
     // SAFETY: it is refused.
-    let error = unsafe { device.map_resource(range, Access::WRITE) }.err().expect("not aligned");
+    let error = unsafe { device.map_resource(range, Access::WRITE) }.expect_err("not aligned");
     assert_eq!(error, DmaError::Resource { device: "guest".into(), range, granule: Granule::K16 });
     says(&error, &["guest", "0x230001000", "16 KiB"]);
     let whole = phys_range(0x2_3000_0000, 0x4000);
@@ -296,6 +296,6 @@ fn registers_of_another_device() {
     let low = [low.expect("a legal window")];
     let pci = Device::direct(board.platform(), DeviceSpec::new("pci"), &low, None).expect("legal");
     // SAFETY: it is refused.
-    let error = unsafe { pci.map_resource(range, Access::WRITE) }.err().expect("out of reach");
+    let error = unsafe { pci.map_resource(range, Access::WRITE) }.expect_err("out of reach");
     assert_eq!(error, DmaError::Unreachable { device: "pci".into(), range });
 }

@@ -185,7 +185,7 @@ fn two_machines() {
     let error = shared.attach(&there, all).expect_err("another machine");
     assert!(matches!(error, ShareError::Machines { .. }), "{error}");
     let coherent = here.alloc_coherent(1).expect("allocated");
-    let error = coherent.map_for(&there).err().expect("another machine");
+    let error = coherent.map_for(&there).expect_err("another machine");
     assert_eq!(error, DmaError::OtherMachine { device: "dev".into() });
 }
 
@@ -251,7 +251,7 @@ fn mappings_that_cannot_be() {
     let board = Board::build(parts);
     let small = board.attach(&board.domain("narrow"), DeviceSpec::new("small"), 0);
     let high = Buf::within(&board.machine, Board::high(), 0, 0x4000);
-    let refused = small.map(high, Direction::ToDevice).err().expect("beyond 32 bits");
+    let refused = small.map(high, Direction::ToDevice).expect_err("beyond 32 bits");
     let reason = BounceReason::OutOfReach;
     assert_eq!(refused.error, DmaError::NoBounce { device: "small".into(), reason });
     says(&refused, &["small", "bounce pool"]);
@@ -259,12 +259,12 @@ fn mappings_that_cannot_be() {
     let coherent = small.alloc_coherent(0x4000).expect("memory below 4 GiB");
     assert!(coherent.scatter_list()[0].last().raw() < GIB4);
     let pci = direct(&board, DeviceSpec::new("pci"), RAM, RAM_LEN);
-    let error = Reservation::<_, Buf>::new(&pci, 0x1000).err().expect("not translated");
+    let error = Reservation::<_, Buf>::new(&pci, 0x1000).expect_err("not translated");
     assert_eq!(error, DmaError::NotTranslated { device: "pci".into() });
-    let error = Coherent::new(&small, 0x4001, MapFlags::NO_PADDING).err().expect("odd length");
+    let error = Coherent::new(&small, 0x4001, MapFlags::NO_PADDING).expect_err("odd length");
     let granule = Granule::K16;
     assert_eq!(error, DmaError::Padding { device: "small".into(), len: 0x4001, granule });
-    let error = small.alloc_coherent(0).err().expect("empty");
+    let error = small.alloc_coherent(0).expect_err("empty");
     assert_eq!(error, DmaError::Empty { device: "small".into() });
 }
 
@@ -276,21 +276,21 @@ fn coherent_memory_that_another_device_cannot_have() {
     let coherent = arm.alloc_coherent(0x9000).expect("allocated");
     let blocks = coherent.scatter_list().len();
     let pci = direct(&board, DeviceSpec::new("pci"), RAM, RAM_LEN);
-    let error = coherent.map_for(&pci).err().expect("several blocks");
+    let error = coherent.map_for(&pci).expect_err("several blocks");
     assert_eq!(error, DmaError::NotContiguous { device: "pci".into(), blocks });
     let dev = board.device();
-    let error = coherent.map_for(&dev).err().expect("16 KiB granules");
+    let error = coherent.map_for(&dev).expect_err("16 KiB granules");
     let block = odd(coherent.scatter_list());
     let granule = Granule::K16;
     assert_eq!(error, DmaError::BlockAlignment { device: "dev".into(), block, granule });
     let one = arm.alloc_coherent(0x1000).expect("allocated");
     let low = BusWindow::new(DmaAddr::new(0x1000), PhysAddr::new(0x1000), 0x1000).expect("legal");
     let away = Device::direct(board.platform(), DeviceSpec::new("away"), &[low], None);
-    let error = one.map_for(&away.expect("legal")).err().expect("out of reach");
+    let error = one.map_for(&away.expect("legal")).expect_err("out of reach");
     let range = one.scatter_list()[0];
     assert_eq!(error, DmaError::Unreachable { device: "away".into(), range });
     let spec = DeviceSpec::new("deaf").non_snooping();
-    let error = one.map_for(&direct(&board, spec, RAM, RAM_LEN)).err().expect("cached");
+    let error = one.map_for(&direct(&board, spec, RAM, RAM_LEN)).expect_err("cached");
     assert_eq!(error, DmaError::NotCoherent { device: "deaf".into() });
 }
 

@@ -20,7 +20,7 @@ fn work(board: &Board, device: &Device, cpu: usize) {
     for round in 0..ROUNDS {
         let tag = [cpu as u8, round as u8, 0xa5];
         let offset = (round as u64 * 0x123) % 0x4000;
-        let mut buffer = Buf::at(&board.machine, offset, 0x1000 + round as u64 * 64);
+        let mut buffer = Buf::at(&board.machine, offset, 0x1000 + round as u64 * 67);
         buffer.fill(&tag);
         let mapping = device.map(buffer, Direction::Bidirectional).expect("mapped");
         let at = mapping.address();

@@ -267,6 +267,12 @@ impl ForeignMemory {
     }
 }
 
+impl ForeignMemory {
+    pub(super) fn pieces(&self) -> &[Piece] {
+        &self.inner.pieces
+    }
+}
+
 impl Drop for Foreign {
     fn drop(&mut self) {
         if let Some(done) = self.done.take() {

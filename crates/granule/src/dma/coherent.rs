@@ -11,6 +11,7 @@ use super::ops::{BlockPlacement, Live};
 use super::{Device, DeviceRef, DmaError, MapFlags};
 use crate::addr::{Access, DmaAddr, Granule, PhysRange};
 use crate::domain::UnmapError;
+use crate::iova::IovaError;
 
 /// Coherent memory of a device: zeroed, contiguous for the device, in whole granules.
 ///
@@ -181,6 +182,12 @@ fn allocate(device: &Device, len: u64, flags: MapFlags) -> Result<Blocks, DmaErr
         return Err(DmaError::Empty { device: name() });
     }
     let demands = device.ops().demands();
+    let limit = demands.addresses.len();
+    if len > limit {
+        // Said before all memory is gathered for it.
+        let cause = IovaError::TooLarge { size: len, limit }.into();
+        return Err(DmaError::Domain { device: name(), cause });
+    }
     let source = device.ops().frames();
     let windows: Vec<PhysRange> = demands.windows.iter().map(|(window, _)| *window).collect();
     let request = match demands.translated {

@@ -24,6 +24,7 @@ mod blocks;
 mod buffer;
 mod coherent;
 mod cpu;
+mod debug;
 mod device;
 mod direct;
 mod error;

@@ -235,3 +235,6 @@ impl<P: Platform> Drop for Quarantine<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod model;

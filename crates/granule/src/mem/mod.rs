@@ -2,7 +2,8 @@
 //!
 //! [`Platform`] is what a port implements, and all that it implements. The defaults describe the
 //! simple machine, in which every device snoops the caches and memory is identity-mapped; on it a
-//! port takes the frame allocator and the lock, and nothing else.
+//! port takes the frame allocator and the lock, and nothing else: see the example `port`
+//! (`cargo run -p granule --example port`), which is one to copy.
 
 mod frames;
 mod percpu;
