@@ -103,7 +103,7 @@ fn no_common_page_size() {
     };
     assert_eq!(error, wanted);
     let sides = vec![Some4k::new(&board, 0x20_1000), Some4k::new(&board, 0x1000)];
-    let mirror = Mirror::new(sides).ok().expect("4 KiB in both");
+    let mirror = Mirror::new(sides).unwrap_or_else(|error| panic!("{error}, but 4 KiB is in both"));
     assert_eq!(mirror.geometry().page_sizes, PageSizes::from_bits(0x1000));
 }
 
@@ -114,7 +114,8 @@ fn two_tables_in_step() {
     let board = Board::build(Board::parts().device(SimSpec::new("usb", wiring)));
     {
         let sides = vec![board.paged::<Dart1>(&["dart"]), board.paged::<Dart1>(&["other"])];
-        let mirror = Mirror::new(sides).ok().expect("equal page sizes");
+        let mirror = Mirror::new(sides)
+            .unwrap_or_else(|error| panic!("{error}, but their page sizes are equal"));
         let domain = Domain::new(board.platform(), mirror, &DomainConfig::default());
         let streams = [Stream::new(5), Stream::new(6).at_unit(1)];
         let domain = domain.expect("a domain");
