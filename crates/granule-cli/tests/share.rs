@@ -157,7 +157,7 @@ fn boards_of_all_page_sizes() {
     let blob = common::tree(true, &smmus, &[("one", &[0]), ("two", &[1]), ("plain", &[])]);
     std::fs::write(folder.path().join("b.dtb"), blob.expect("a legal tree")).expect("written");
     for (page, granule) in [("4K", 4096), ("16K", 16384), ("64K", 65536)] {
-        let args = ["share", "--board", "b.dtb", "--cpu-page", page, "--size", "4M", "--json"];
+        let args = ["share", "--board", "b.dtb", "--cpu-page", page, "--size", "1M", "--json"];
         let answer = json(folder.path(), 0, &args);
         assert_eq!(device(&answer, "one")["granule"], granule);
         assert_eq!(device(&answer, "two")["table"]["format"], "dart2");
