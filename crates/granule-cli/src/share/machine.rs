@@ -157,10 +157,8 @@ fn shapes(
         let Some(iommu) = board.iommus.get(stream.iommu) else { continue };
         let highest = stream.id | stream.mask;
         if highest >= MAX_STREAMS {
-            return Err(failed(format!(
-                "{} has no stream {highest:#x}: the simulator has {MAX_STREAMS:#x} of them",
-                iommu_label(iommu)
-            )));
+            let iommu = iommu_label(iommu).to_string();
+            return Err(CliError::NoStream { iommu, stream: highest, limit: MAX_STREAMS });
         }
         let shape = match shapes.get(&stream.iommu) {
             Some(shape) => *shape,
