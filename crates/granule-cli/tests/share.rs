@@ -165,3 +165,14 @@ fn boards_of_all_page_sizes() {
         assert_eq!(json(folder.path(), 0, &args)["memory"].as_array().map(Vec::len), Some(1));
     }
 }
+
+#[test]
+fn memory_may_begin_at_address_zero() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let between = ["--between", "isp,direct-master", "--size", "64K", "--json"];
+    let answer = json(folder.path(), 1, &[&["share", "--memory", "0+64M"], &between[..]].concat());
+    assert_eq!(answer["error"]["kind"], "no_ram_in_reach");
+    let args = ["share", "--memory", "0+64M", "--between", "isp,nvme", "--size", "64K", "--json"];
+    let answer = json(folder.path(), 0, &args);
+    assert!(address(&answer["memory"][0]["address"]) > 0);
+}

@@ -115,6 +115,10 @@ pub(super) fn build(
     for range in reserved.chain(tables) {
         builder = builder.reserve(*range);
     }
+    // No kernel hands out page 0, and a page table there would be taken for none.
+    if let Ok(zero) = PhysRange::new(PhysAddr::new(0), RAM_UNIT) {
+        builder = builder.reserve(zero);
+    }
     for (index, shape) in &shapes {
         if let Some(iommu) = board.iommus.get(*index) {
             let locked = firmware.locked.get(index).cloned().unwrap_or_default();
