@@ -7,6 +7,7 @@ use granule::addr::{DmaAddr, PhysRange};
 use granule::dma::AttachError;
 use granule::domain::{DomainError, StreamError, TranslationError};
 use granule::share::{ShareError, Windows};
+use granule::table::TableError;
 use granule_board::{BoardError, LookupError};
 use granule_sim::machine::MachineError;
 use granule_sim::ram::RamError;
@@ -94,6 +95,15 @@ pub(crate) enum CliError {
     /// The devices cannot share.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A stream that no IOMMU of its kind has.
+    #[error("{iommu} has no stream {stream:#x}: the simulator has {limit:#x} of them")]
+    NoStream { iommu: String, stream: u32, limit: u32 },
+    /// The tables that firmware left need memory.
+    #[error("RAM has no free {size:#x} bytes for the tables that firmware left: give it more")]
+    FirmwareRoom { size: u64 },
+    /// The tables that firmware left cannot be made of what the tree says.
+    #[error("what the tree says that firmware left mapped for stream {stream} can't be: {cause}")]
+    Firmware { stream: u32, cause: TableError },
     /// All devices have memory in reach, but none that is RAM.
     #[error("{devices} reach {windows}, and no RAM of this board is there: it has {ram}")]
     NoRamInReach { devices: String, windows: Windows, ram: Windows },
@@ -160,6 +170,9 @@ impl CliError {
             Self::Attach(error) => attach_kind(error),
             Self::Domain { .. } => "domain",
             Self::Share(error) => share_kind(error),
+            Self::NoStream { .. } => "no_stream",
+            Self::FirmwareRoom { .. } => "no_room_for_firmware",
+            Self::Firmware { .. } => "firmware_tables",
             Self::NoRamInReach { .. } => "no_ram_in_reach",
             Self::Verification { .. } => "verification",
             Self::EmptyImage { .. } => "empty_image",

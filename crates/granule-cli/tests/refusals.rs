@@ -28,6 +28,7 @@ const IMPOSSIBLE: &[(&[&str], &str)] = &[
     (&["--size", "5G"], "address_space"),
     (&["--size", "8M", "--memory", "0x800000000+1M"], "out_of_memory"),
     (&["--memory", "0x800000000+4K"], "small_memory"),
+    (&["--memory", "0x800000000+128K"], "no_room_for_firmware"),
     (&["--memory", "0x800000000+1M", "--memory", "0x800080000+1M"], "memory_overlap"),
     (&["--board", "nowhere.dtb"], "read"),
     (&["--board", "text.dtb"], "not_a_device_tree"),

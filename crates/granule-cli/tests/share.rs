@@ -157,11 +157,22 @@ fn boards_of_all_page_sizes() {
     let blob = common::tree(true, &smmus, &[("one", &[0]), ("two", &[1]), ("plain", &[])]);
     std::fs::write(folder.path().join("b.dtb"), blob.expect("a legal tree")).expect("written");
     for (page, granule) in [("4K", 4096), ("16K", 16384), ("64K", 65536)] {
-        let args = ["share", "--board", "b.dtb", "--cpu-page", page, "--size", "4M", "--json"];
+        let args = ["share", "--board", "b.dtb", "--cpu-page", page, "--size", "1M", "--json"];
         let answer = json(folder.path(), 0, &args);
         assert_eq!(device(&answer, "one")["granule"], granule);
         assert_eq!(device(&answer, "two")["table"]["format"], "dart2");
         let args = [&args[..], &["--between", "one,two,plain"]].concat();
         assert_eq!(json(folder.path(), 0, &args)["memory"].as_array().map(Vec::len), Some(1));
     }
+}
+
+#[test]
+fn memory_may_begin_at_address_zero() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let between = ["--between", "isp,direct-master", "--size", "64K", "--json"];
+    let answer = json(folder.path(), 1, &[&["share", "--memory", "0+64M"], &between[..]].concat());
+    assert_eq!(answer["error"]["kind"], "no_ram_in_reach");
+    let args = ["share", "--memory", "0+64M", "--between", "isp,nvme", "--size", "64K", "--json"];
+    let answer = json(folder.path(), 0, &args);
+    assert!(address(&answer["memory"][0]["address"]) > 0);
 }

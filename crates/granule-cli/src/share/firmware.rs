@@ -17,7 +17,7 @@ use granule_sim::platform::SimPlatform;
 use granule_sim::unit::FIRMWARE_CONTEXTS;
 
 use super::machine::Shape;
-use crate::error::{CliError, failed};
+use crate::error::CliError;
 
 const UNIT: u64 = 64 << 10;
 
@@ -47,17 +47,17 @@ impl Firmware {
             return Ok(Self::default());
         }
         let size = streams.len() as u64 * (256 << 10);
-        let place = free_place(board, ram, size)
-            .ok_or_else(|| failed("there is no room in RAM for the tables that firmware left"))?;
+        let place = free_place(board, ram, size).ok_or(CliError::FirmwareRoom { size })?;
         let scratch = Machine::builder().ram(place).build()?;
         let mut locked: BTreeMap<usize, Vec<LockedStream>> = BTreeMap::new();
         let mut tables: Vec<Box<dyn Any>> = Vec::new();
         for (index, shape, id) in streams {
             let regions = regions(board, Stream { iommu: index, id, mask: 0 });
             let build = Build { platform: scratch.platform(), shape, regions: &regions };
-            let (roots, table) = shape.format.visit(build).map_err(|error| {
-                failed(format!("firmware's tables of stream {id} cannot be made: {error}"))
-            })?;
+            let (roots, table) = shape
+                .format
+                .visit(build)
+                .map_err(|cause| CliError::Firmware { stream: id, cause })?;
             tables.push(table);
             let context = FIRMWARE_CONTEXTS.saturating_add(id);
             let input_bits = shape.input_bits;

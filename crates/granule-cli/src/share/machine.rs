@@ -115,6 +115,10 @@ pub(super) fn build(
     for range in reserved.chain(tables) {
         builder = builder.reserve(*range);
     }
+    // No kernel hands out page 0, and a page table there would be taken for none.
+    if let Ok(zero) = PhysRange::new(PhysAddr::new(0), RAM_UNIT) {
+        builder = builder.reserve(zero);
+    }
     for (index, shape) in &shapes {
         if let Some(iommu) = board.iommus.get(*index) {
             let locked = firmware.locked.get(index).cloned().unwrap_or_default();
@@ -157,10 +161,8 @@ fn shapes(
         let Some(iommu) = board.iommus.get(stream.iommu) else { continue };
         let highest = stream.id | stream.mask;
         if highest >= MAX_STREAMS {
-            return Err(failed(format!(
-                "{} has no stream {highest:#x}: the simulator has {MAX_STREAMS:#x} of them",
-                iommu_label(iommu)
-            )));
+            let iommu = iommu_label(iommu).to_string();
+            return Err(CliError::NoStream { iommu, stream: highest, limit: MAX_STREAMS });
         }
         let shape = match shapes.get(&stream.iommu) {
             Some(shape) => *shape,
