@@ -135,11 +135,14 @@ impl Case {
 
     /// The granule of the format.
     pub fn granule(&self) -> Granule {
-        match self.format {
-            FormatId::Lpae4k => Granule::K4,
-            FormatId::Lpae64k => Granule::K64,
-            _ => Granule::K16,
+        struct OfFormat;
+        impl FormatVisitor for OfFormat {
+            type Output = Granule;
+            fn visit<F: Format>(self) -> Granule {
+                F::GRANULE
+            }
         }
+        self.format.visit(OfFormat)
     }
 
     /// The unit in which memory is nobody else's: the larger of granule and CPU page.

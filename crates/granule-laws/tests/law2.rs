@@ -138,7 +138,7 @@ fn without_a_pool_the_unaligned_is_refused() {
         let case = Case { pool: 0, ..case }.untrusted();
         let bench = case.bench();
         let buffer = SimBuffer::new(&case, &bench.machine, 64, 64);
-        let refused = bench.dev().map(buffer, Direction::Bidirectional).err().expect("no pool");
+        let refused = bench.dev().map(buffer, Direction::Bidirectional).expect_err("no pool");
         assert!(matches!(refused.error, DmaError::NoBounce { .. }), "{}", refused.error);
         assert!(refused.buffer.expect("it comes back").is_intact());
         assert_eq!(bench.domain.stats().iova_bytes, 0);
