@@ -5,6 +5,9 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use granule::mem::SpinLock;
+use lock_api::Mutex;
+
 use crate::measure::{Bench, Sample, pin};
 
 const STEP: u64 = 4096;
@@ -33,6 +36,7 @@ pub fn run(bench: &mut Bench) {
     if !bench.wants("floor/") {
         return;
     }
+    atomics(bench);
     let entries: Vec<AtomicU64> = (0..1 << 18).map(AtomicU64::new).collect();
     for (suffix, count, times) in [("", 512usize, 2000usize), ("/1G", 1 << 18, 4)] {
         let part = entries.get(..count).unwrap_or(&entries);
@@ -47,6 +51,21 @@ pub fn run(bench: &mut Bench) {
             }
         });
     }
+}
+
+/// What every call pays at least that takes a lock of its CPU's own, or counts for others to read.
+fn atomics(bench: &mut Bench) {
+    let ops = 100_000;
+    let lock: Mutex<SpinLock, u64> = Mutex::new(0);
+    bench.time("granule", "floor/lock+unlock", ops, || {
+        (0..ops).for_each(|_| *black_box(&lock).lock() += 1);
+    });
+    let count = AtomicU64::new(0);
+    bench.time("granule", "floor/fetch_add", ops, || {
+        for _ in 0..ops {
+            black_box(&count).fetch_add(1, Ordering::Relaxed);
+        }
+    });
 }
 
 /// A loop that touches no memory: six chains of additions and shifts.

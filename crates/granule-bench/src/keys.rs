@@ -73,10 +73,11 @@ fn iova_replace() -> Box<dyn FnMut()> {
 
 fn table_page() -> Box<dyn FnMut()> {
     let table = table::table::<Lpae4k>();
+    let rights = table::rights();
     table::make_tables(&table, 4 << 20);
     Box::new(move || {
         for page in 0..1000 {
-            let hint = table::map(&table, page << 12, 4096);
+            let hint = table::map(&table, page << 12, 4096, rights);
             table::unmap(&table, page << 12, 4096, hint);
         }
     })
@@ -84,10 +85,11 @@ fn table_page() -> Box<dyn FnMut()> {
 
 fn table_bulk() -> Box<dyn FnMut()> {
     let table = table::table::<Lpae4k>();
+    let rights = table::rights();
     table::make_tables(&table, 4 << 20);
     Box::new(move || {
         for _ in 0..100 {
-            table::map(&table, 8 << 12, 2 << 20);
+            table::map(&table, 8 << 12, 2 << 20, rights);
             black_box(table::unmap(&table, 8 << 12, 2 << 20, Hint::NONE));
         }
     })

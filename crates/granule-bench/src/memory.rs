@@ -30,7 +30,7 @@ impl FormatVisitor for TablePages<'_> {
     /// as that needs.
     fn visit<F: Format>(self) {
         let table = table::table::<F>();
-        table::map(&table, 0, 1 << 30);
+        table::map(&table, 0, 1 << 30, table::rights());
         let span = F::GRANULE.size() << F::INDEX_BITS;
         let (mut least, mut covered) = (0u64, span);
         let layout = table.layout();
