@@ -292,7 +292,8 @@ fn find<T: Pages>(bench: &mut Bench, by: &str, table: &mut T) {
         sequential.push(begin.elapsed().as_nanos() as f64 / (GIB / PAGE) as f64);
         let mut rng = Rng::new(5);
         let begin = Instant::now();
-        let next = |sum, _| sum ^ table.find(IOVA + (rng.next() as usize >> 20) % (GIB / PAGE) * PAGE);
+        let next =
+            |sum, _| sum ^ table.find(IOVA + (rng.next() as usize >> 20) % (GIB / PAGE) * PAGE);
         black_box((0..100_000).fold(0, next));
         random.push(begin.elapsed().as_nanos() as f64 / 100_000.0);
     }

@@ -124,7 +124,9 @@ fn rows<F: Format>(bench: &mut Bench, kind: &str, isolated: bool, entries: usize
         let (mut mapped, mut unmapped) = (0.0, 0.0);
         for _ in 0..rounds {
             let begin = Instant::now();
-            live.extend(lists.drain(..).map(|list| device.map_list_to_device(list).expect("space")));
+            live.extend(
+                lists.drain(..).map(|list| device.map_list_to_device(list).expect("space")),
+            );
             mapped += begin.elapsed().as_nanos() as f64 - bench.clock();
             black_box(live.first().map(|mapping| mapping.segments().len()));
             let begin = Instant::now();

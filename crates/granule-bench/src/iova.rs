@@ -116,13 +116,7 @@ fn pairs<S: Space>(space: &mut S, pages: u64, ops: usize) {
     }
 }
 
-fn with_live<S: Space>(
-    bench: &mut Bench,
-    by: &str,
-    pages: u64,
-    live: usize,
-    create: fn() -> S,
-) {
+fn with_live<S: Space>(bench: &mut Bench, by: &str, pages: u64, live: usize, create: fn() -> S) {
     let size = size_name(pages);
     let pair = format!("iova/pair/{size}/live={}", live_name(live));
     let replace = format!("iova/replace/{size}/live={}", live_name(live));

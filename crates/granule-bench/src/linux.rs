@@ -18,7 +18,12 @@ pub fn run(bench: &mut Bench, folder: &Path) -> Result<(), String> {
     let programs = [
         ("bench_pt", &["1"][..], &[][..], &["table/"][..]),
         ("bench_sg", &[], &[], &["sg/", "dma/"]),
-        ("bench_iova", &[], &[("ONLY2T", "1")], &["iova/pair/4K/threads=2", "iova/mixed/threads=2"]),
+        (
+            "bench_iova",
+            &[],
+            &[("ONLY2T", "1")],
+            &["iova/pair/4K/threads=2", "iova/mixed/threads=2"],
+        ),
         ("bench_iova", &[], &[], &["iova/"]),
     ];
     for (program, arguments, environment, rows) in programs {
@@ -34,11 +39,10 @@ pub fn run(bench: &mut Bench, folder: &Path) -> Result<(), String> {
 /// Enters rows as they come. In a quick run a program has 20 seconds; `bench_iova` takes minutes.
 fn listen(bench: &mut Bench, mut command: Command) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("{name}: {error}; build the peers folder with its setup.sh"))?;
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(|error| {
+            format!("{name}: {error}; build the peers folder with its setup.sh")
+        })?;
     let Some(output) = child.stdout.take() else { return Err(format!("{name}: no output")) };
     let begin = Instant::now();
     let mut section = String::new();
@@ -155,13 +159,25 @@ mod tests {
     fn lines_of_the_peers_become_rows() {
         let mut section = String::new();
         let mut name = |line| parse(line, &mut section).map(|(of, sample)| (of, sample.min));
-        let line = format!("{:<22} {:<46} min {:9.2}  med {:9.2}", "linux6.12-iova", "tree pair 256K live 100000", 166.0, 170.5);
+        let line = format!(
+            "{:<22} {:<46} min {:9.2}  med {:9.2}",
+            "linux6.12-iova", "tree pair 256K live 100000", 166.0, 170.5
+        );
         assert_eq!(name(&line), Some(("iova/pair/256K/live=100k".into(), 166.0)));
-        let line = format!("{:<22} {:<46} min {:9.2}  med {:9.2}", "dart2 16K (ias36,oas42)", "unmap_pages(16) 16K lazy, ns/page", 1.0, 2.0);
+        let line = format!(
+            "{:<22} {:<46} min {:9.2}  med {:9.2}",
+            "dart2 16K (ias36,oas42)", "unmap_pages(16) 16K lazy, ns/page", 1.0, 2.0
+        );
         assert_eq!(name(&line), Some(("table/dart2/unmap/16".into(), 1.0)));
-        let line = format!("{:<22} {:<46} min {:9.2}  med {:9.2}", "dma-iommu+lpae 4K", "map_sg 1pg isolated n=64 ->64 seg, ns/entry", 26.0, 27.0);
+        let line = format!(
+            "{:<22} {:<46} min {:9.2}  med {:9.2}",
+            "dma-iommu+lpae 4K", "map_sg 1pg isolated n=64 ->64 seg, ns/entry", 26.0, 27.0
+        );
         assert_eq!(name(&line), Some(("sg/lpae4k/map/isolated/64".into(), 26.0)));
-        let line = format!("{:<22} {:<46} min {:9.2}  med {:9.2}", "dma-iommu+lpae 4K", "  unmap_sg (strict gather, no HW sync), ns/entry", 3.5, 4.0);
+        let line = format!(
+            "{:<22} {:<46} min {:9.2}  med {:9.2}",
+            "dma-iommu+lpae 4K", "  unmap_sg (strict gather, no HW sync), ns/entry", 3.5, 4.0
+        );
         assert_eq!(name(&line), Some(("sg/lpae4k/unmap/isolated/64".into(), 3.5)));
         assert_eq!(name("floor                  8B stores L1"), None);
     }

@@ -133,7 +133,10 @@ impl Report {
             text.push('\n');
         }
         for row in peers.values().flatten() {
-            text += &format!("{:44} {:>10} {:>10}   {} {:.2}\n", row.of, "", "", row.by, row.sample.min);
+            text += &format!(
+                "{:44} {:>10} {:>10}   {} {:.2}\n",
+                row.of, "", "", row.by, row.sample.min
+            );
         }
         for Amount { name, value, unit } in &self.amounts {
             text += &format!("{name:44} {value:10.2} {unit}\n");

@@ -200,7 +200,8 @@ fn live<F: Format>(bench: &mut Bench, table: &BenchTable<F>) {
 /// 1 GiB by tables that are filled first and linked then; detached, and freed after that.
 fn whole<F: Format>(bench: &mut Bench, table: &BenchTable<F>) {
     let rights = rights();
-    let mut columns = Columns::new::<F>(["map/1G-whole", "unmap/1G-whole", "reap/1G-whole"].map(String::from));
+    let mut columns =
+        Columns::new::<F>(["map/1G-whole", "unmap/1G-whole", "reap/1G-whole"].map(String::from));
     if !columns.wanted(bench) {
         return;
     }

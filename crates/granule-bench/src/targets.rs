@@ -113,7 +113,12 @@ fn growth(report: &Report) -> String {
     };
     let lines = ["iova", "dma"].iter().filter_map(|what| {
         let most = 3.0 * factor(&format!("null/{what}"))?;
-        Some(verdict(&format!("growth/{what} 1k → 1M"), factor(what)?, most, "3 × the null allocator's"))
+        Some(verdict(
+            &format!("growth/{what} 1k → 1M"),
+            factor(what)?,
+            most,
+            "3 × the null allocator's",
+        ))
     });
     lines.collect()
 }

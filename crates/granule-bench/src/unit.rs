@@ -5,7 +5,7 @@ use std::sync::Arc;
 use granule::addr::PhysAddr;
 use granule::dma::{Device, DeviceSpec};
 use granule::domain::{
-    Domain, DomainConfig, InvalidationPolicy, Invalidation, Iommu, Paged, Stream, StreamId, Unit,
+    Domain, DomainConfig, Invalidation, InvalidationPolicy, Iommu, Paged, Stream, StreamId, Unit,
     UnitError, UnitInfo,
 };
 use granule::table::{Format, FormatId, TableLayout};

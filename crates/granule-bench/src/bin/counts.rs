@@ -154,11 +154,14 @@ fn compare(strict: bool) -> Result<(), Failure> {
     }
     let mut grown = Vec::new();
     for key in &KEYS {
-        let base: f64 = recorded.get(key.name).and_then(|value| value.parse().ok()).unwrap_or(0.0);
+        let base = recorded.get(key.name).and_then(|value| value.parse().ok());
+        let base: f64 = base.ok_or_else(|| {
+            Failed(format!("counts.txt has no figure for {}: --record makes it", key.name))
+        })?;
         let count = count(key)?;
         let change = count / base - 1.0;
         println!("{:36} {count:10.1}  recorded {base:10.1}  {:+6.1} %", key.name, change * 100.0);
-        if !(change <= TOLERANCE) {
+        if change > TOLERANCE {
             grown.push(key.name);
         } else if change < -TOLERANCE {
             println!("    fewer than recorded: --record keeps the gain");
