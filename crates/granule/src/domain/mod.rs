@@ -15,6 +15,7 @@ mod config;
 mod counters;
 mod error;
 mod iommu;
+mod mapping;
 mod mirror;
 mod paged;
 mod quarantine;
@@ -22,6 +23,7 @@ mod space;
 mod translation;
 mod unit;
 mod unmanaged;
+mod unmapping;
 
 pub use attach::StreamError;
 pub use config::{DomainConfig, InvalidationPolicy, Reserved, ReservedUse};

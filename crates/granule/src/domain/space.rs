@@ -13,36 +13,36 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use lock_api::Mutex;
 
-use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket};
+use super::quarantine::Quarantine;
 use super::{
-    DomainConfig, DomainError, Geometry, Invalidation, InvalidationPolicy, Reserved, ReservedUse,
-    Translation, TranslationError, UnitError,
+    DomainConfig, DomainError, Geometry, InvalidationPolicy, Reserved, ReservedUse, Translation,
+    TranslationError,
 };
-use crate::addr::{Attributes, Granule, Iova, IovaRange, PhysRange};
-use crate::iova::{IovaAllocator, IovaRequest};
+use crate::addr::{Granule, Iova, IovaRange, PhysRange};
+use crate::iova::IovaAllocator;
 use crate::mem::{PerCpu, Platform};
-use crate::table::{Fence, Hint};
+use crate::table::Hint;
 
 /// One IOVA space whose addresses granule hands out.
 ///
 /// Devices are attached through [`Domain::attach`](crate::dma), in the layer above; this layer is
 /// useful alone for those who bring their own idea of a device.
 pub struct Domain<P: Platform, T: Translation> {
-    platform: P,
-    translation: T,
-    iova: IovaAllocator<P>,
-    granule: Granule,
-    quarantine: Option<Quarantine<P>>,
+    pub(super) platform: P,
+    pub(super) translation: T,
+    pub(super) iova: IovaAllocator<P>,
+    pub(super) granule: Granule,
+    pub(super) quarantine: Option<Quarantine<P>>,
     /// How many devices that are not trusted are attached, or are being attached now.
-    untrusted: AtomicUsize,
+    pub(super) untrusted: AtomicUsize,
     /// Held while it is decided whether an untrusted device may join.
-    joining: Mutex<P::Lock, ()>,
+    pub(super) joining: Mutex<P::Lock, ()>,
     /// Bytes exposed to the domain's devices now. Only touched by mappings that expose.
-    exposed: AtomicU64,
-    poisoned: AtomicBool,
-    leaked: AtomicU64,
-    waiting_bytes: AtomicU64,
-    invalidations: PerCpu<AtomicU64>,
+    pub(super) exposed: AtomicU64,
+    pub(super) poisoned: AtomicBool,
+    pub(super) leaked: AtomicU64,
+    pub(super) waiting_bytes: AtomicU64,
+    pub(super) invalidations: PerCpu<AtomicU64>,
 }
 
 /// Where a mapping shall lie.
@@ -67,7 +67,7 @@ pub struct Mapped {
     pub range: IovaRange,
     /// What was taken from the allocator: guards included.
     pub lease: IovaRange,
-    hint: Hint,
+    pub(super) hint: Hint,
 }
 
 /// An unmap whose invalidation failed. What it covered is leaked and counted.
@@ -297,396 +297,6 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         self.untrusted.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Takes IOVA space. If there is none, what waits in quarantine is flushed first.
-    pub(crate) fn lease(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
-        if self.is_poisoned() {
-            return Err(DomainError::Poisoned);
-        }
-        match self.try_lease(place) {
-            Err(DomainError::Iova(_)) if self.has_waiting() => {
-                self.flush().map_err(TranslationError::from)?;
-                self.try_lease(place)
-            }
-            result => result,
-        }
-    }
-
-    /// The range for the mapping, and the range that was taken for it.
-    fn try_lease(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
-        let overflow =
-            || DomainError::Range { range: place.window, reason: "the request passes 2^64 bytes" };
-        let guard = if place.guard { place.align.max(self.granule.size()) } else { 0 };
-        if let Some(at) = place.at {
-            let range = IovaRange::new(at, place.size).map_err(|_| overflow())?;
-            if !place.window.contains_range(&range) {
-                let reason = "the device cannot use all of it: its mask or window ends before";
-                return Err(DomainError::Range { range, reason });
-            }
-            let guarded = guard_around(range, if place.guard { self.granule.size() } else { 0 })
-                .ok_or_else(overflow)?;
-            self.iova.alloc_at(guarded)?;
-            return Ok((range, guarded));
-        }
-        let size = place
-            .size
-            .checked_add(guard)
-            .and_then(|s| s.checked_add(guard))
-            .ok_or_else(overflow)?;
-        let request = IovaRequest { size, align: place.align, window: Some(place.window) };
-        let start = self.iova.alloc(&request)?;
-        let lease = IovaRange::new(start, size).map_err(|_| overflow())?;
-        let range = lease.slice(guard, place.size).ok_or_else(overflow)?;
-        Ok((range, lease))
-    }
-
-    fn has_waiting(&self) -> bool {
-        self.quarantine.as_ref().is_some_and(|quarantine| quarantine.waiting() != 0)
-    }
-
-    /// Maps one piece of physical memory.
-    ///
-    /// # Errors
-    /// [`DomainError`]; nothing is then mapped or taken.
-    ///
-    /// # Safety
-    /// `phys` is whole granules of memory that the domain's devices may reach as `attrs` says; it
-    /// stays allocated until [`unmap`](Self::unmap) has returned `Ok`, or for ever.
-    #[inline]
-    pub unsafe fn map(
-        &self,
-        place: &Placement,
-        phys: PhysRange,
-        attrs: Attributes,
-        fence: Option<Fence>,
-    ) -> Result<Mapped, DomainError> {
-        self.check_reach(phys)?;
-        let (range, lease) = self.lease(place)?;
-        let result = match fence {
-            // SAFETY: the range was just leased, so it is ours and unmapped; the memory is the
-            // caller's promise.
-            None => unsafe { self.translation.map(range.start(), phys, attrs) },
-            // SAFETY: as above.
-            Some(fence) => unsafe {
-                self.translation.map_fenced(range.start(), phys, attrs, fence)
-            },
-        };
-        self.settle(range, lease, result)
-    }
-
-    /// Maps pieces one behind the other from the start of the placement on.
-    ///
-    /// # Errors
-    /// [`DomainError`]; nothing is then mapped or taken.
-    ///
-    /// # Safety
-    /// As [`map`](Self::map), for each piece. Together they are as long as the placement.
-    #[inline]
-    pub unsafe fn map_list<I>(
-        &self,
-        place: &Placement,
-        pieces: I,
-        attrs: Attributes,
-    ) -> Result<Mapped, DomainError>
-    where
-        I: Iterator<Item = PhysRange> + Clone,
-    {
-        pieces.clone().try_for_each(|phys| self.check_reach(phys))?;
-        let (range, lease) = self.lease(place)?;
-        // SAFETY: the range was just leased; the rest is the caller's promise.
-        let result = unsafe { self.translation.map_list(range.start(), pieces, attrs) };
-        self.settle(range, lease, result.map(|()| Hint::NONE))
-    }
-
-    /// Maps pieces at their offsets from the start of the placement. What lies between stays
-    /// unmapped.
-    ///
-    /// # Errors
-    /// [`DomainError`]; nothing is then mapped or taken.
-    ///
-    /// # Safety
-    /// As [`map`](Self::map), for each piece. Offsets grow, and the pieces lie inside the placement
-    /// without overlap.
-    pub unsafe fn map_pieces<I>(
-        &self,
-        place: &Placement,
-        pieces: I,
-        attrs: Attributes,
-    ) -> Result<Mapped, DomainError>
-    where
-        I: Iterator<Item = (u64, PhysRange)> + Clone,
-    {
-        pieces.clone().try_for_each(|(_, phys)| self.check_reach(phys))?;
-        let (range, lease) = self.lease(place)?;
-        // SAFETY: the range was just leased; the rest is the caller's promise.
-        let result = unsafe { self.map_runs(range.start(), pieces, attrs) };
-        self.settle(range, lease, result.map(|()| Hint::NONE))
-    }
-
-    /// Maps each run of pieces that follow each other without a gap in one go.
-    ///
-    /// # Safety
-    /// As [`Self::map_pieces`], with everything from `start` on leased.
-    unsafe fn map_runs<I>(
-        &self,
-        start: Iova,
-        mut pieces: I,
-        attrs: Attributes,
-    ) -> Result<(), TranslationError>
-    where
-        I: Iterator<Item = (u64, PhysRange)> + Clone,
-    {
-        while let Some((offset, count)) = next_run(pieces.clone()) {
-            let run = pieces.clone().take(count).map(|(_, phys)| phys);
-            let iova = Iova::new(start.raw().wrapping_add(offset));
-            // SAFETY: the caller's promise.
-            if let Err(error) = unsafe { self.translation.map_list(iova, run, attrs) } {
-                if let Ok(before) = IovaRange::new(start, offset) {
-                    // SAFETY: all of it is leased, and was mapped by this call or not at all.
-                    unsafe { self.translation.unmap(before, Hint::NONE) }?;
-                }
-                return Err(error);
-            }
-            pieces.nth(count - 1);
-        }
-        Ok(())
-    }
-
-    /// Takes IOVA space and maps nothing there yet.
-    pub(crate) fn reserve_only(&self, place: &Placement) -> Result<Mapped, DomainError> {
-        let (range, lease) = self.lease(place)?;
-        Ok(Mapped { range, lease, hint: Hint::NONE })
-    }
-
-    /// Maps memory in a part of a reservation.
-    ///
-    /// # Safety
-    /// As [`map`](Self::map); the part was reserved by the caller and nothing is mapped there.
-    pub(crate) unsafe fn link(
-        &self,
-        part: IovaRange,
-        phys: PhysRange,
-        attrs: Attributes,
-    ) -> Result<(), DomainError> {
-        self.check_reach(phys)?;
-        if self.is_poisoned() {
-            return Err(DomainError::Poisoned);
-        }
-        // SAFETY: the caller's promise.
-        let linked = unsafe { self.translation.map(part.start(), phys, attrs) };
-        let linked = linked.and_then(|_| Ok(self.translation.sync_map(part)?));
-        linked.map_err(|error| {
-            // SAFETY: the part is the caller's, and nothing else is mapped there.
-            match unsafe { self.unlink(part) } {
-                Ok(()) => {
-                    // A side of a mirror may have undone its map already, and detached tables.
-                    // SAFETY: a covering invalidation has completed.
-                    unsafe { self.translation.reap(part) };
-                    error.into()
-                }
-                Err(_) => DomainError::Stale { cause: error },
-            }
-        })
-    }
-
-    /// Unmaps a part of a reservation, at once.
-    ///
-    /// # Safety
-    /// The part was linked by the caller.
-    pub(crate) unsafe fn unlink(&self, part: IovaRange) -> Result<(), UnmapError> {
-        // SAFETY: the caller's promise.
-        let unmapped = unsafe { self.translation.unmap(part, Hint::NONE) }
-            .map_err(|cause| UnmapError { range: part, cause })?;
-        let request = Invalidation { range: Some(part), tables: true };
-        if let Err(error) = self.invalidate(&request) {
-            self.poison(part.len());
-            return Err(UnmapError { range: part, cause: error.into() });
-        }
-        if unmapped.tables {
-            // SAFETY: a covering invalidation has completed.
-            unsafe { self.translation.reap(part) };
-        }
-        Ok(())
-    }
-
-    /// A stream could not be blocked: nothing new is mapped for it.
-    pub(crate) fn lose(&self) {
-        self.poisoned.store(true, Ordering::Release);
-    }
-
-    /// Ends a map: hands out the mapping, or sees to it that nothing of it is left.
-    #[inline]
-    fn settle(
-        &self,
-        range: IovaRange,
-        lease: IovaRange,
-        result: Result<Hint, TranslationError>,
-    ) -> Result<Mapped, DomainError> {
-        match result {
-            Ok(hint) => {
-                let mapped = Mapped { range, lease, hint };
-                match self.translation.sync_map(range) {
-                    Ok(()) => Ok(mapped),
-                    Err(error) => Err(self.abandon(mapped, error.into())),
-                }
-            }
-            Err(error) => Err(self.abandon(Mapped { range, lease, hint: Hint::NONE }, error)),
-        }
-    }
-
-    /// Cleans up after a map that failed. Entries were visible for a moment, so the IOVA may only
-    /// be reused once the caches have forgotten them.
-    #[cold]
-    fn abandon(&self, mapped: Mapped, error: TranslationError) -> DomainError {
-        // SAFETY: the range is leased to the call that failed.
-        let undone = unsafe { self.translation.unmap(mapped.range, Hint::NONE) };
-        let request = Invalidation { range: Some(mapped.range), tables: true };
-        let dropped = undone.is_ok() && self.invalidate(&request).is_ok();
-        if dropped {
-            // SAFETY: a covering invalidation has completed.
-            unsafe { self.translation.reap(mapped.range) };
-            self.give_back(mapped.lease);
-            return error.into();
-        }
-        self.poison(mapped.lease.len());
-        DomainError::Stale { cause: error }
-    }
-
-    /// Ends a mapping, now or at the next flush.
-    ///
-    /// `release` runs once the memory may be reused; if that moment never comes it never runs. In
-    /// strict mode, and with `now`, it has run when this returns. The answer tells where an unmap
-    /// waits.
-    ///
-    /// # Errors
-    /// [`UnmapError`] if the invalidation failed: memory and IOVA are leaked, and the domain is
-    /// poisoned.
-    ///
-    /// # Safety
-    /// `mapped` came from this domain and is ended once.
-    pub(crate) unsafe fn unmap_with(
-        &self,
-        mapped: &Mapped,
-        release: Option<Release>,
-        now: bool,
-    ) -> Result<Option<Ticket>, UnmapError> {
-        // SAFETY: the mapping is live and the caller's, who ends it once.
-        let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
-            Ok(unmapped) => unmapped,
-            Err(cause) => return Err(self.leak(mapped, release, cause)),
-        };
-        let entry = Entry {
-            lease: mapped.lease,
-            tables: unmapped.tables,
-            bytes: mapped.lease.len(),
-            release,
-        };
-        match &self.quarantine {
-            Some(quarantine) if !now => self.defer(quarantine, entry, mapped),
-            _ => {
-                let request = Invalidation { range: Some(mapped.range), tables: unmapped.tables };
-                if let Err(cause) = self.invalidate(&request) {
-                    return Err(self.leak(mapped, entry.release, cause.into()));
-                }
-                self.finish(&entry);
-                if let Some(release) = entry.release {
-                    release.run();
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Ends a mapping; when this returns `Ok` no device reaches the memory any more.
-    ///
-    /// # Errors
-    /// [`UnmapError`] if the invalidation failed: the memory must never be reused.
-    ///
-    /// # Safety
-    /// `mapped` came from this domain and is ended once.
-    pub unsafe fn unmap(&self, mapped: &Mapped) -> Result<(), UnmapError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.unmap_with(mapped, None, true) }.map(|_| ())
-    }
-
-    fn defer(
-        &self,
-        quarantine: &Quarantine<P>,
-        entry: Entry,
-        mapped: &Mapped,
-    ) -> Result<Option<Ticket>, UnmapError> {
-        self.waiting_bytes.fetch_add(entry.bytes, Ordering::Relaxed);
-        let mut entry = entry;
-        loop {
-            match quarantine.push(&self.platform, entry) {
-                Pushed::Waiting(ticket) => return Ok(Some(ticket)),
-                Pushed::Due(ticket) => {
-                    // The entry is safe where it is; a flush that fails now is tried again.
-                    let _ = self.flush();
-                    return Ok(Some(ticket));
-                }
-                Pushed::Full(back) => {
-                    entry = back;
-                    if let Err(cause) = self.flush() {
-                        self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
-                        return Err(self.leak(mapped, entry.release, cause.into()));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Invalidates, and gives back everything that waits in quarantine.
-    ///
-    /// # Errors
-    /// [`UnitError::Timeout`]: everything stays in quarantine, and the domain is poisoned until
-    /// [`recover`](Self::recover).
-    pub fn flush(&self) -> Result<(), UnitError> {
-        let Some(quarantine) = &self.quarantine else {
-            return Ok(());
-        };
-        let result = quarantine.flush(
-            || self.invalidate(&Invalidation::ALL),
-            |entry| {
-                self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
-                self.finish(entry);
-            },
-        );
-        if result.is_err() {
-            self.poisoned.store(true, Ordering::Release);
-        }
-        result
-    }
-
-    /// Flushes if something has waited as long as it may. For the platform's timer.
-    ///
-    /// # Errors
-    /// As [`flush`](Self::flush).
-    pub fn poll(&self) -> Result<(), UnitError> {
-        match &self.quarantine {
-            Some(quarantine) if quarantine.is_due(self.platform.now()) => self.flush(),
-            _ => Ok(()),
-        }
-    }
-
-    /// Tries to leave the poisoned state after the hardware was reset or has recovered: programs
-    /// the streams again, drops all caches, and gives back what waits in quarantine. What was leaked
-    /// stays leaked.
-    ///
-    /// # Errors
-    /// [`TranslationError`]; the domain stays poisoned.
-    pub fn recover(&self) -> Result<(), TranslationError> {
-        self.translation.resume()?;
-        self.invalidate(&Invalidation::ALL)?;
-        self.flush()?;
-        self.poisoned.store(false, Ordering::Release);
-        Ok(())
-    }
-
-    /// Whether a deferred unmap has been flushed.
-    pub(crate) fn is_flushed(&self, ticket: Ticket) -> bool {
-        self.quarantine.as_ref().is_none_or(|quarantine| quarantine.is_flushed(ticket))
-    }
-
     /// What the domain holds and did.
     pub fn stats(&self) -> DomainStats {
         let usage = self.iova.usage();
@@ -704,52 +314,6 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             iova_bytes: usage.live,
             poisoned: self.is_poisoned(),
         }
-    }
-
-    #[inline]
-    fn invalidate(&self, request: &Invalidation) -> Result<(), UnitError> {
-        let result = self.translation.invalidate(request);
-        if result.is_ok() {
-            self.invalidations.local(&self.platform).fetch_add(1, Ordering::Relaxed);
-        }
-        result
-    }
-
-    /// What follows a completed invalidation.
-    #[inline]
-    fn finish(&self, entry: &Entry) {
-        if entry.tables {
-            // SAFETY: an invalidation of tables that covers the range has completed, and the
-            // lease keeps the range ours.
-            unsafe { self.translation.reap(entry.lease) };
-        }
-        self.give_back(entry.lease);
-    }
-
-    #[inline]
-    fn give_back(&self, lease: IovaRange) {
-        let freed = self.iova.free(lease);
-        debug_assert!(freed.is_ok(), "a lease is freed once, as it was taken");
-    }
-
-    /// Leaves a mapping's memory and IOVA in quarantine for ever.
-    #[cold]
-    fn leak(
-        &self,
-        mapped: &Mapped,
-        release: Option<Release>,
-        cause: TranslationError,
-    ) -> UnmapError {
-        // A release that is dropped does not run: running it would let memory be reused that a
-        // device may still reach.
-        let _never = release;
-        self.poison(mapped.lease.len());
-        UnmapError { range: mapped.range, cause }
-    }
-
-    fn poison(&self, bytes: u64) {
-        self.leaked.fetch_add(bytes, Ordering::Relaxed);
-        self.poisoned.store(true, Ordering::Release);
     }
 
     /// Counts the pages of each size that a range is mapped with, smallest first.
@@ -772,22 +336,4 @@ impl<P: Platform, T: Translation> Drop for Domain<P, T> {
         // What cannot be flushed is leaked by the quarantine.
         let _ = self.flush();
     }
-}
-
-fn guard_around(range: IovaRange, guard: u64) -> Option<IovaRange> {
-    let start = range.start().checked_sub(guard)?;
-    IovaRange::new(start, range.len().checked_add(guard)?.checked_add(guard)?).ok()
-}
-
-/// The first run of pieces that follow each other without a gap: its offset, and how many pieces
-/// it has, at least one.
-fn next_run(mut pieces: impl Iterator<Item = (u64, PhysRange)>) -> Option<(u64, usize)> {
-    let (offset, first) = pieces.next()?;
-    let mut end = offset + first.len();
-    let joined = pieces.take_while(|(at, phys)| {
-        let joins = *at == end;
-        end += phys.len();
-        joins
-    });
-    Some((offset, 1 + joined.count()))
 }

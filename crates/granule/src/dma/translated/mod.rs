@@ -1,0 +1,248 @@
+//! The route of a device whose accesses a domain translates: how one buffer is mapped.
+
+mod list;
+mod ops;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::addr::{Access, Attributes, Direction, DmaAddr, Iova, IovaRange, MemoryKind, PhysRange};
+use crate::bounce::RawBounceSlot;
+use crate::dma::ops::Live;
+use crate::dma::route::{RouteCore, SlotShape};
+use crate::dma::runs::Runs;
+use crate::dma::{BounceReason, DmaError, MapFlags, Memory};
+use crate::domain::{Domain, DomainError, Footprint, Mapped, Placement, Stream, Translation};
+use crate::mem::Platform;
+use crate::table::Fence;
+
+/// A device behind a domain.
+pub(super) struct Translated<P: Platform, T: Translation> {
+    pub core: RouteCore<P>,
+    pub domain: Arc<Domain<P, T>>,
+    pub streams: Vec<Stream>,
+    /// What a DMA address has above the bits that the table indexes.
+    pub base: u64,
+    /// IOVA that streaming mappings may use: window and mask.
+    pub streaming: IovaRange,
+    /// The same for coherent memory.
+    pub coherent: IovaRange,
+}
+
+/// How one run shall be mapped.
+struct Fit {
+    outer: PhysRange,
+    fence: Option<Fence>,
+    /// Bytes that belong to somebody else and that no fence closes.
+    exposed: u64,
+}
+
+impl<P: Platform, T: Translation> Translated<P, T> {
+    fn device(&self) -> alloc::string::String {
+        self.core.spec.name.clone()
+    }
+
+    fn domain_error(&self, cause: DomainError) -> DmaError {
+        DmaError::Domain { device: self.device(), cause }
+    }
+
+    #[inline]
+    fn dma(&self, iova: Iova) -> DmaAddr {
+        DmaAddr::new(self.base | iova.raw())
+    }
+
+    fn iova(&self, address: DmaAddr) -> Option<Iova> {
+        address.raw().checked_sub(self.base).map(Iova::new)
+    }
+
+    #[inline]
+    fn attributes(&self, access: Access) -> Attributes {
+        let kind =
+            if self.core.spec.snoops { MemoryKind::Coherent } else { MemoryKind::NonCoherent };
+        Attributes { access, kind }
+    }
+
+    fn untrusted(&self) -> bool {
+        !self.core.spec.trusted || self.domain.is_untrusted()
+    }
+
+    fn shape(&self) -> SlotShape {
+        let output = self.domain.geometry().output;
+        // Any device of the domain reaches the slot, and one that is not trusted may join later.
+        let align = self.domain.granule().size();
+        SlotShape { align, whole: true, window: Some(output), clean: true }
+    }
+
+    fn placement(&self, size: u64, flags: MapFlags) -> Placement {
+        Placement {
+            size,
+            align: self.domain.granule().size(),
+            window: self.streaming,
+            guard: flags.contains(MapFlags::GUARD),
+            at: None,
+        }
+    }
+
+    /// How a run fits granules, or why it must be bounced.
+    #[inline]
+    fn fit(&self, phys: PhysRange, direction: Direction) -> Result<Fit, BounceReason> {
+        if self.core.shares_line(phys, direction) {
+            return Err(BounceReason::CacheLine);
+        }
+        let geometry = self.domain.geometry();
+        let outer = phys.align_outward(self.domain.granule()).ok_or(BounceReason::OutOfReach)?;
+        if !geometry.output.contains_range(&outer) {
+            return Err(BounceReason::OutOfReach);
+        }
+        let slack = outer.len() - phys.len();
+        let unit = geometry.fence_unit;
+        if slack == 0 || unit == 0 || !self.core.spec.unverified_fences {
+            return Ok(Fit { outer, fence: None, exposed: slack });
+        }
+        let front = phys.start().raw() - outer.start().raw();
+        let fence = Fence { front: front & !(unit - 1), back: (slack - front) & !(unit - 1) };
+        Ok(Fit { outer, fence: Some(fence), exposed: slack - fence.front - fence.back })
+    }
+
+    /// Maps a run where it lies.
+    ///
+    /// # Safety
+    /// As [`Ops::map`](crate::dma::ops::Ops::map).
+    #[inline]
+    unsafe fn map_run(
+        &self,
+        phys: PhysRange,
+        fit: &Fit,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Live, DmaError> {
+        let place = self.placement(fit.outer.len(), flags);
+        let attrs = self.attributes(direction.access());
+        // SAFETY: the caller's promise.
+        let mapped = unsafe { self.domain.map(&place, fit.outer, attrs, fit.fence) };
+        let mapped = mapped.map_err(|cause| self.domain_error(cause))?;
+        let print = Footprint { bytes: phys.len(), exposed: fit.exposed, ..Footprint::default() };
+        let front = phys.start().raw() - fit.outer.start().raw();
+        Ok(self.live(mapped, front, phys.len(), print, None))
+    }
+
+    #[inline]
+    fn live(
+        &self,
+        mapped: Mapped,
+        front: u64,
+        len: u64,
+        print: Footprint,
+        slot: Option<RawBounceSlot>,
+    ) -> Live {
+        self.core.counters.begin(&self.core.platform, &print);
+        let dma = DmaAddr::new(self.dma(mapped.range.start()).raw() + front);
+        Live { dma, len, mapped: Some(mapped), slot, print }
+    }
+
+    /// Maps a slot that holds the buffer's bytes.
+    #[cold]
+    fn map_bounced(
+        &self,
+        memory: Memory<'_>,
+        len: u64,
+        reason: BounceReason,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Live, DmaError> {
+        let slot = self.core.bounce(memory, len, &self.shape(), reason, flags)?;
+        let raw = slot.into_raw();
+        let (data, outer) = (raw.data(), raw.outer());
+        let attrs = self.attributes(direction.access());
+        // SAFETY: the slot is whole granules that the pool lent to this mapping alone.
+        let mapped =
+            unsafe { self.domain.map(&self.placement(outer.len(), flags), outer, attrs, None) };
+        match mapped {
+            Ok(mapped) => {
+                let padding = outer.len() - data.len();
+                let print = Footprint { bytes: len, padding, exposed: 0, bounced: len };
+                let front = data.start().raw() - outer.start().raw();
+                Ok(self.live(mapped, front, len, print, Some(raw)))
+            }
+            Err(cause) => {
+                if !cause.is_stale() {
+                    // SAFETY: the map failed and was undone: no device reaches the slot.
+                    unsafe { self.core.release(raw) };
+                }
+                Err(self.domain_error(cause))
+            }
+        }
+    }
+
+    /// Maps a buffer of several runs as one range, if they join at granules.
+    ///
+    /// # Safety
+    /// As [`Ops::map`](crate::dma::ops::Ops::map).
+    unsafe fn map_scattered(
+        &self,
+        memory: Memory<'_>,
+        len: u64,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Live, DmaError> {
+        let granule = self.domain.granule();
+        let (exposed, front) = match self.survey(memory, direction) {
+            Ok(survey) => survey,
+            Err(reason) => return self.map_bounced(memory, len, reason, direction, flags),
+        };
+        if !self.domain.expose(exposed) {
+            return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
+        }
+        let Some(size) = len.checked_add(exposed) else {
+            self.domain.conceal(exposed);
+            return Err(DmaError::TooLong { device: self.device() });
+        };
+        let runs = Runs::new(&self.core.platform, memory.pieces());
+        let pieces = runs.filter_map(|run| run.ok()?.align_outward(granule));
+        self.core.before_device(memory, len, direction, flags);
+        let attrs = self.attributes(direction.access());
+        // SAFETY: the survey found that the runs join at granules; the rest is the caller's
+        // promise.
+        let mapped = unsafe { self.domain.map_list(&self.placement(size, flags), pieces, attrs) };
+        let mapped = mapped.map_err(|cause| {
+            self.domain.conceal(exposed);
+            self.domain_error(cause)
+        })?;
+        let print = Footprint { bytes: len, exposed, ..Footprint::default() };
+        Ok(self.live(mapped, front, len, print, None))
+    }
+
+    /// Whether the runs of a buffer join at granules: the bytes exposed at both ends, and the
+    /// offset of the first byte in its granule.
+    fn survey(&self, memory: Memory<'_>, direction: Direction) -> Result<(u64, u64), BounceReason> {
+        let granule = self.domain.granule();
+        let mut front = None;
+        let mut previous: Option<PhysRange> = None;
+        for run in Runs::new(&self.core.platform, memory.pieces()) {
+            let run = run.map_err(|_| BounceReason::NoPhysical)?;
+            if self.core.shares_line(run, direction) {
+                return Err(BounceReason::CacheLine);
+            }
+            let outer = run.align_outward(granule).ok_or(BounceReason::OutOfReach)?;
+            if !self.domain.geometry().output.contains_range(&outer) {
+                return Err(BounceReason::OutOfReach);
+            }
+            if let Some(previous) = previous {
+                let joins = previous.end().is_some_and(|end| end.is_aligned(granule));
+                if !joins || !run.start().is_aligned(granule) {
+                    return Err(BounceReason::Scattered);
+                }
+            }
+            front.get_or_insert(run.start().offset_in(granule));
+            previous = Some(run);
+        }
+        let front = front.unwrap_or(0);
+        let back = previous.and_then(|run| run.align_outward(granule).map(|outer| (run, outer)));
+        let back = back.map_or(0, |(run, outer)| outer.last().raw() - run.last().raw());
+        Ok((front + back, front))
+    }
+
+    fn within(&self, live: &Live) -> Result<Mapped, DmaError> {
+        live.mapped.ok_or_else(|| DmaError::NotTranslated { device: self.device() })
+    }
+}

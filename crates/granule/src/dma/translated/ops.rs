@@ -1,0 +1,370 @@
+//! What a device behind a domain does for each operation of the DMA API.
+
+use alloc::sync::Arc;
+
+use super::Translated;
+use crate::addr::{
+    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysAddr,
+    PhysRange,
+};
+use crate::bounce::RawBounceSlot;
+use crate::dma::ops::{
+    BlockPlacement, Demands, FrameSource, LinkPlace, ListState, Live, Ops, PlatformFrames, Side,
+    SlotRelease, TranslatedDemands,
+};
+use crate::dma::runs::whole;
+use crate::dma::{BounceReason, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
+use crate::domain::{
+    DomainStats, Footprint, Placement, Release, Stats, Ticket, Translation, UnitError, UnmapError,
+};
+use crate::iova::IovaRequest;
+use crate::mem::Platform;
+
+impl<P: Platform, T: Translation> Ops for Translated<P, T> {
+    fn spec(&self) -> &DeviceSpec {
+        &self.core.spec
+    }
+
+    fn demands(&self) -> Demands {
+        let geometry = self.domain.geometry();
+        let first = self.dma(self.coherent.start());
+        let addresses = DmaRange::new(first, self.coherent.len());
+        Demands {
+            translated: Some(TranslatedDemands {
+                granule: self.domain.granule(),
+                page_sizes: geometry.page_sizes,
+                domain: Arc::as_ptr(&self.domain).addr(),
+                base: self.base,
+            }),
+            windows: alloc::vec![(geometry.output, DmaAddr::new(0))],
+            // A part of a legal range, moved by a base that has none of its bits.
+            addresses: addresses.unwrap_or_else(|_| whole_addresses()),
+        }
+    }
+
+    fn frames(&self) -> Arc<dyn FrameSource> {
+        Arc::new(PlatformFrames(self.core.platform.clone()))
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core.platform.ptr(phys)
+    }
+
+    fn stats(&self) -> Stats {
+        self.core.counters.stats()
+    }
+
+    fn live(&self) -> u64 {
+        self.core.counters.live()
+    }
+
+    fn domain_stats(&self) -> Option<DomainStats> {
+        Some(self.domain.stats())
+    }
+
+    fn report(&self, range: Option<DmaRange>) -> RouteReport {
+        let range =
+            range.and_then(|range| IovaRange::new(self.iova(range.start())?, range.len()).ok());
+        RouteReport::Translated {
+            granule: self.domain.granule(),
+            units: self.domain.translation().units(),
+            streams: self.streams.clone(),
+            page_sizes: range.map(|range| self.domain.page_sizes_used(range)).unwrap_or_default(),
+        }
+    }
+
+    unsafe fn map(
+        &self,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Live, DmaError> {
+        let len = memory.len().ok_or_else(|| DmaError::TooLong { device: self.device() })?;
+        if len == 0 {
+            return Err(DmaError::Empty { device: self.device() });
+        }
+        let Some(phys) = self.core.whole(memory) else {
+            // SAFETY: the caller's promise.
+            return unsafe { self.map_scattered(memory, len, direction, flags) };
+        };
+        let fit = match self.fit(phys, direction) {
+            Ok(fit) => fit,
+            Err(reason) => return self.map_bounced(memory, len, reason, direction, flags),
+        };
+        if !self.domain.expose(fit.exposed) {
+            return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
+        }
+        if self.core.maintains(flags) {
+            self.core.platform.sync_for_device(phys, direction);
+        }
+        // SAFETY: the caller's promise.
+        let live = unsafe { self.map_run(phys, &fit, direction, flags) };
+        if live.is_err() {
+            self.domain.conceal(fit.exposed);
+        }
+        live
+    }
+
+    unsafe fn map_list(
+        &self,
+        entries: &[Piece],
+        direction: Direction,
+        flags: MapFlags,
+        state: &mut ListState,
+    ) -> Result<Live, DmaError> {
+        if entries.is_empty() || entries.iter().any(Piece::is_empty) {
+            return Err(DmaError::Empty { device: self.device() });
+        }
+        if Memory::Many(entries).len().is_none() {
+            return Err(DmaError::TooLong { device: self.device() });
+        }
+        let gathered = self.gather(entries, direction, flags, state);
+        // SAFETY: the caller's promise.
+        let live = gathered
+            .and_then(|gathered| unsafe { self.map_gathered(&gathered, direction, flags, state) });
+        if let Err(error) = &live {
+            state.segments.clear();
+            if error.is_stale() {
+                // The slots may still be reached: they are never given back.
+                state.runs.clear();
+            }
+            // SAFETY: the map was undone, or never begun.
+            unsafe { self.core.release_all(&mut state.runs) };
+        }
+        live
+    }
+
+    unsafe fn map_resource(&self, range: PhysRange, access: Access) -> Result<Live, DmaError> {
+        let granule = self.domain.granule();
+        let outer = range
+            .align_outward(granule)
+            .ok_or_else(|| DmaError::TooLong { device: self.device() })?;
+        let exposed = outer.len() - range.len();
+        if !self.domain.expose(exposed) {
+            return Err(DmaError::Resource { device: self.device(), range, granule });
+        }
+        let attrs = Attributes { access, kind: MemoryKind::Device };
+        // SAFETY: the caller's promise.
+        let mapped = unsafe {
+            self.domain.map(&self.placement(outer.len(), MapFlags::empty()), outer, attrs, None)
+        };
+        let mapped = mapped.map_err(|cause| {
+            self.domain.conceal(exposed);
+            self.domain_error(cause)
+        })?;
+        let print = Footprint { bytes: range.len(), exposed, ..Footprint::default() };
+        let front = range.start().raw() - outer.start().raw();
+        Ok(self.live(mapped, front, range.len(), print, None))
+    }
+
+    unsafe fn map_blocks(
+        &self,
+        blocks: &[PhysRange],
+        place: &BlockPlacement,
+    ) -> Result<Live, DmaError> {
+        let device = || self.device();
+        let granule = self.domain.granule();
+        if let Some(block) = blocks.iter().find(|block| !block.is_aligned(granule)) {
+            return Err(DmaError::BlockAlignment { device: device(), block: *block, granule });
+        }
+        let size =
+            crate::addr::total_len(blocks).ok_or_else(|| DmaError::TooLong { device: device() })?;
+        if size == 0 {
+            return Err(DmaError::Empty { device: device() });
+        }
+        let largest = blocks.iter().filter_map(|block| {
+            self.domain.geometry().page_sizes.best(0, block.start().raw(), block.len())
+        });
+        let at = match place.at {
+            Some(address) => Some(self.iova(address).ok_or_else(|| DmaError::OutOfBounds {
+                device: device(),
+                offset: address.raw(),
+                end: address.raw().saturating_add(size),
+                len: self.coherent.len(),
+            })?),
+            None => None,
+        };
+        // Aligned to its own size a range crosses no boundary that is at least as long.
+        let natural = size.checked_next_power_of_two().unwrap_or(1 << 63);
+        let placement = Placement {
+            size,
+            align: largest
+                .max()
+                .unwrap_or(1)
+                .max(granule.size())
+                .max(natural.min(self.core.spec.boundary)),
+            window: self.coherent,
+            guard: place.guard,
+            at,
+        };
+        // SAFETY: the blocks are the caller's own, whole granules.
+        let mapped = unsafe {
+            self.domain.map_list(&placement, blocks.iter().copied(), self.attributes(place.access))
+        };
+        let mapped = mapped.map_err(|cause| self.domain_error(cause))?;
+        let print =
+            Footprint { bytes: place.len, padding: size - place.len, ..Footprint::default() };
+        Ok(self.live(mapped, 0, place.len, print, None))
+    }
+
+    unsafe fn end(
+        &self,
+        live: &Live,
+        now: bool,
+        release: Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        let Some(mapped) = &live.mapped else {
+            return Ok(None);
+        };
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.domain.unmap_with(mapped, release, now) };
+        if result.is_ok() {
+            self.domain.conceal(live.print.exposed);
+        }
+        self.core.counters.end(&self.core.platform, &live.print);
+        result
+    }
+
+    fn join(&self, live: &Live) {
+        self.core.counters.begin(&self.core.platform, &live.print);
+    }
+
+    fn leave(&self, live: &Live) {
+        self.core.counters.end(&self.core.platform, &live.print);
+    }
+
+    fn is_flushed(&self, ticket: Ticket) -> bool {
+        self.domain.is_flushed(ticket)
+    }
+
+    fn flush(&self) -> Result<(), UnitError> {
+        self.domain.flush()
+    }
+
+    unsafe fn sync(
+        &self,
+        live: &Live,
+        memory: Memory<'_>,
+        part: (u64, u64),
+        direction: Direction,
+        side: Side,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.sync(live.slot, memory, part, direction, side) };
+    }
+
+    unsafe fn sync_list(
+        &self,
+        entries: &[Piece],
+        state: &ListState,
+        direction: Direction,
+        side: Side,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.sync_list(entries, state, direction, side) };
+    }
+
+    unsafe fn release_slot(&self, slot: RawBounceSlot) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.release(slot) };
+    }
+
+    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>> {
+        self.core.slot_releaser()
+    }
+
+    fn reserve(&self, len: u64) -> Result<Live, DmaError> {
+        let granule = self.domain.granule();
+        let too_long = || DmaError::TooLong { device: self.device() };
+        if len == 0 {
+            return Err(DmaError::Empty { device: self.device() });
+        }
+        let size = granule.round_up(len).ok_or_else(too_long)?;
+        let lease = self.domain.reserve_only(&self.placement(size, MapFlags::empty()));
+        let mapped = lease.map_err(|cause| self.domain_error(cause))?;
+        Ok(self.live(mapped, 0, size, Footprint::default(), None))
+    }
+
+    unsafe fn link(&self, live: &Live, link: &LinkPlace, access: Access) -> Result<(), DmaError> {
+        let mapped = self.within(live)?;
+        let part = mapped.range.slice(link.offset, link.outer.len()).ok_or_else(|| {
+            DmaError::OutOfBounds {
+                device: self.device(),
+                offset: link.offset,
+                end: link.offset.saturating_add(link.outer.len()),
+                len: live.len,
+            }
+        })?;
+        let print = link.print();
+        if !self.domain.expose(print.exposed) {
+            return Err(DmaError::Link {
+                device: self.device(),
+                offset: link.offset,
+                len: link.len,
+                reason: "does not fill its granules, and the device is not trusted",
+            });
+        }
+        // SAFETY: the part is leased and unmapped; the rest is the caller's promise.
+        let linked = unsafe { self.domain.link(part, link.outer, self.attributes(access)) };
+        match linked {
+            Ok(()) => self.core.counters.begin(&self.core.platform, &print),
+            Err(_) => self.domain.conceal(print.exposed),
+        }
+        linked.map_err(|cause| self.domain_error(cause))
+    }
+
+    unsafe fn unlink(&self, live: &Live, link: &LinkPlace) -> Result<(), UnmapError> {
+        let part = live.mapped.and_then(|mapped| mapped.range.slice(link.offset, link.outer.len()));
+        let Some(part) = part else { return Ok(()) };
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.domain.unlink(part) };
+        if result.is_ok() {
+            self.domain.conceal(link.print().exposed);
+        }
+        self.core.counters.end(&self.core.platform, &link.print());
+        result
+    }
+
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool {
+        self.core.shares_line(phys, direction)
+    }
+
+    fn whole(&self, piece: &Piece) -> Option<PhysRange> {
+        whole(&self.core.platform, piece)
+    }
+
+    fn highest_free(&self, most: DmaAddr, len: u64, align: u64, guard: bool) -> Option<DmaAddr> {
+        let guard = if guard { align.max(self.domain.granule().size()) } else { 0 };
+        let size = len.checked_add(guard)?.checked_add(guard)?;
+        let last = self.iova(most)?.checked_add(size - guard - 1).unwrap_or(Iova::new(u64::MAX));
+        let last = last.min(self.coherent.last());
+        let window = IovaRange::from_inclusive(self.coherent.start(), last).ok()?;
+        let request = IovaRequest { size, align, window: Some(window) };
+        let start = self.domain.allocator().highest_free(&request)?;
+        Some(self.dma(start.checked_add(guard)?))
+    }
+
+    fn max_mapping_size(&self) -> u64 {
+        if !self.untrusted() {
+            return self.streaming.len();
+        }
+        let shape = self.shape();
+        self.core.max_bounce(&shape)
+    }
+
+    fn detach(&self) -> bool {
+        let blocked = self.domain.detach_streams(&self.streams, self.core.spec.trusted);
+        if !blocked {
+            self.domain.lose();
+        }
+        blocked
+    }
+}
+
+fn whole_addresses() -> DmaRange {
+    // Not empty and below 2^64: a legal range.
+    match DmaRange::new(DmaAddr::new(0), u64::MAX) {
+        Ok(range) => range,
+        Err(_) => unreachable!(),
+    }
+}

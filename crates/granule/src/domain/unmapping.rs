@@ -1,0 +1,192 @@
+//! Ending mappings: invalidate, then give back; or wait in quarantine; or leak and count.
+
+use core::sync::atomic::Ordering;
+
+use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket};
+use super::{Domain, Invalidation, Mapped, Translation, TranslationError, UnitError, UnmapError};
+use crate::addr::IovaRange;
+use crate::mem::Platform;
+
+impl<P: Platform, T: Translation> Domain<P, T> {
+    /// Ends a mapping, now or at the next flush.
+    ///
+    /// `release` runs once the memory may be reused; if that moment never comes it never runs. In
+    /// strict mode, and with `now`, it has run when this returns. The answer tells where an unmap
+    /// waits.
+    ///
+    /// # Errors
+    /// [`UnmapError`] if the invalidation failed: memory and IOVA are leaked, and the domain is
+    /// poisoned.
+    ///
+    /// # Safety
+    /// `mapped` came from this domain and is ended once.
+    pub(crate) unsafe fn unmap_with(
+        &self,
+        mapped: &Mapped,
+        release: Option<Release>,
+        now: bool,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        // SAFETY: the mapping is live and the caller's, who ends it once.
+        let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
+            Ok(unmapped) => unmapped,
+            Err(cause) => return Err(self.leak(mapped, release, cause)),
+        };
+        let entry = Entry {
+            lease: mapped.lease,
+            tables: unmapped.tables,
+            bytes: mapped.lease.len(),
+            release,
+        };
+        match &self.quarantine {
+            Some(quarantine) if !now => self.defer(quarantine, entry, mapped),
+            _ => {
+                let request = Invalidation { range: Some(mapped.range), tables: unmapped.tables };
+                if let Err(cause) = self.invalidate(&request) {
+                    return Err(self.leak(mapped, entry.release, cause.into()));
+                }
+                self.finish(&entry);
+                if let Some(release) = entry.release {
+                    release.run();
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Ends a mapping; when this returns `Ok` no device reaches the memory any more.
+    ///
+    /// # Errors
+    /// [`UnmapError`] if the invalidation failed: the memory must never be reused.
+    ///
+    /// # Safety
+    /// `mapped` came from this domain and is ended once.
+    pub unsafe fn unmap(&self, mapped: &Mapped) -> Result<(), UnmapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.unmap_with(mapped, None, true) }.map(|_| ())
+    }
+
+    fn defer(
+        &self,
+        quarantine: &Quarantine<P>,
+        entry: Entry,
+        mapped: &Mapped,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        self.waiting_bytes.fetch_add(entry.bytes, Ordering::Relaxed);
+        let mut entry = entry;
+        loop {
+            match quarantine.push(&self.platform, entry) {
+                Pushed::Waiting(ticket) => return Ok(Some(ticket)),
+                Pushed::Due(ticket) => {
+                    // The entry is safe where it is; a flush that fails now is tried again.
+                    let _ = self.flush();
+                    return Ok(Some(ticket));
+                }
+                Pushed::Full(back) => {
+                    entry = back;
+                    if let Err(cause) = self.flush() {
+                        self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
+                        return Err(self.leak(mapped, entry.release, cause.into()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Invalidates, and gives back everything that waits in quarantine.
+    ///
+    /// # Errors
+    /// [`UnitError::Timeout`]: everything stays in quarantine, and the domain is poisoned until
+    /// [`recover`](Self::recover).
+    pub fn flush(&self) -> Result<(), UnitError> {
+        let Some(quarantine) = &self.quarantine else {
+            return Ok(());
+        };
+        let result = quarantine.flush(
+            || self.invalidate(&Invalidation::ALL),
+            |entry| {
+                self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
+                self.finish(entry);
+            },
+        );
+        if result.is_err() {
+            self.poisoned.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Flushes if something has waited as long as it may. For the platform's timer.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn poll(&self) -> Result<(), UnitError> {
+        match &self.quarantine {
+            Some(quarantine) if quarantine.is_due(self.platform.now()) => self.flush(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries to leave the poisoned state after the hardware was reset or has recovered: programs
+    /// the streams again, drops all caches, and gives back what waits in quarantine. What was leaked
+    /// stays leaked.
+    ///
+    /// # Errors
+    /// [`TranslationError`]; the domain stays poisoned.
+    pub fn recover(&self) -> Result<(), TranslationError> {
+        self.translation.resume()?;
+        self.invalidate(&Invalidation::ALL)?;
+        self.flush()?;
+        self.poisoned.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether a deferred unmap has been flushed.
+    pub(crate) fn is_flushed(&self, ticket: Ticket) -> bool {
+        self.quarantine.as_ref().is_none_or(|quarantine| quarantine.is_flushed(ticket))
+    }
+
+    #[inline]
+    pub(super) fn invalidate(&self, request: &Invalidation) -> Result<(), UnitError> {
+        let result = self.translation.invalidate(request);
+        if result.is_ok() {
+            self.invalidations.local(&self.platform).fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// What follows a completed invalidation.
+    #[inline]
+    fn finish(&self, entry: &Entry) {
+        if entry.tables {
+            // SAFETY: an invalidation of tables that covers the range has completed, and the
+            // lease keeps the range ours.
+            unsafe { self.translation.reap(entry.lease) };
+        }
+        self.give_back(entry.lease);
+    }
+
+    #[inline]
+    pub(super) fn give_back(&self, lease: IovaRange) {
+        let freed = self.iova.free(lease);
+        debug_assert!(freed.is_ok(), "a lease is freed once, as it was taken");
+    }
+
+    /// Leaves a mapping's memory and IOVA in quarantine for ever.
+    #[cold]
+    fn leak(
+        &self,
+        mapped: &Mapped,
+        release: Option<Release>,
+        cause: TranslationError,
+    ) -> UnmapError {
+        // A release that is dropped does not run: running it would let memory be reused that a
+        // device may still reach.
+        let _never = release;
+        self.poison(mapped.lease.len());
+        UnmapError { range: mapped.range, cause }
+    }
+
+    pub(super) fn poison(&self, bytes: u64) {
+        self.leaked.fetch_add(bytes, Ordering::Relaxed);
+        self.poisoned.store(true, Ordering::Release);
+    }
+}
