@@ -47,10 +47,11 @@ fn listen(bench: &mut Bench, mut command: Command) -> Result<(), String> {
     let begin = Instant::now();
     let mut section = String::new();
     for line in BufReader::new(output).lines().map_while(Result::ok) {
-        if let Some((of, sample)) = parse(&line, &mut section) {
-            if bench.wants(&of) && bench.report.row("linux", &of).is_none() {
-                bench.enter(Row::new("linux", &of, sample));
-            }
+        if let Some((of, sample)) = parse(&line, &mut section)
+            && bench.wants(&of)
+            && bench.report.row("linux", &of).is_none()
+        {
+            bench.enter(Row::new("linux", &of, sample));
         }
         if bench.quick && begin.elapsed() > Duration::from_secs(20) {
             break;

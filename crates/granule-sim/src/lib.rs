@@ -61,3 +61,8 @@ pub mod platform;
 pub mod ram;
 pub mod unit;
 pub mod walk;
+
+/// The README's example, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
