@@ -242,12 +242,17 @@ impl<D: DeviceRef, B: DmaBuffer> ListMapping<D, B> {
             ops.end(&this.live, true, None)?;
             let mut list = ManuallyDrop::take(&mut this.list);
             let Inner { pieces, state, .. } = &mut *list.inner;
-            if !this.flags.contains(MapFlags::SKIP_CPU_SYNC) {
+            let bounced = this.live.print.bounced != 0;
+            let syncs = bounced || !device.device().spec().snoops;
+            if syncs && !this.flags.contains(MapFlags::SKIP_CPU_SYNC) {
                 ops.sync_list(pieces, state, this.direction, Side::Cpu);
             }
-            for slot in state.runs.drain(..).filter_map(|run| run.slot) {
-                ops.release_slot(slot);
+            if bounced {
+                for slot in state.runs.drain(..).filter_map(|run| run.slot) {
+                    ops.release_slot(slot);
+                }
             }
+            state.runs.clear();
             state.segments.clear();
             Ok(list)
         }

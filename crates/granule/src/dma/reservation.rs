@@ -239,10 +239,14 @@ impl<D: DeviceRef, B: DmaBuffer> Drop for Reservation<D, B> {
             // SAFETY: the link is ended once, being popped.
             self.lost |= unsafe { self.take_out(&link) }.is_err();
         }
-        // SAFETY: the reservation ends once. Where a link could not be ended its IOVA stays taken.
+        // SAFETY: the reservation ends once. Where a link could not be ended its IOVA stays taken,
+        // and only the count of live mappings goes down.
         unsafe {
-            if !self.lost {
-                let _ = self.device.device().ops().end(&self.live, true, None);
+            let ops = self.device.device().ops();
+            if self.lost {
+                ops.leave(&self.live);
+            } else {
+                let _ = ops.end(&self.live, true, None);
             }
             ManuallyDrop::drop(&mut self.device);
         }

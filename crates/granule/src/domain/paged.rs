@@ -149,6 +149,21 @@ impl<F: Format, P: Platform, U: Unit> Paged<F, P, U> {
         error.into()
     }
 
+    /// Blocking a stream with a mask blocks all that it overlaps: those of other devices of the group
+    /// are routed again. One that the hardware refuses stays blocked, which is safe.
+    fn attach_overlapping(&self, port: &Port<P, U>, gone: Stream, attached: &[Entry]) {
+        let overlaps = |entry: &&Entry| {
+            entry.stream.unit == gone.unit
+                && entry.stream.id != gone.id
+                && entry.stream.id.overlaps(gone.id)
+                && !entry.leaving
+        };
+        for entry in attached.iter().filter(overlaps) {
+            // SAFETY: as in `attach`; the stream is ours, and the table is live.
+            let _ = unsafe { port.iommu.unit().attach(&port.context, entry.stream.id) };
+        }
+    }
+
     fn disown(&self, adopted: Option<Adopted>) {
         if let Some(adopted) = adopted {
             // SAFETY: it came from `adopt_root` of this table, and the stream is detached.
@@ -348,6 +363,7 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
             }
         }
         port.iommu.release(stream.id);
+        self.attach_overlapping(port, stream, &streams.attached);
         // The entry that holds the adopted root goes last: the others are mere users of it.
         let user = |entry: &Entry| entry.stream == stream && entry.adopted.is_none();
         if let Some(index) = streams.attached.iter().position(user) {

@@ -31,21 +31,23 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             Ok(unmapped) => unmapped,
             Err(cause) => return Err(self.leak(mapped, release, cause)),
         };
-        let entry = Entry {
-            lease: mapped.lease,
-            tables: unmapped.tables,
-            bytes: mapped.lease.len(),
-            release,
-        };
         match &self.quarantine {
-            Some(quarantine) if !now => self.defer(quarantine, entry, mapped),
+            Some(quarantine) if !now => {
+                let entry = Entry {
+                    lease: mapped.lease,
+                    tables: unmapped.tables,
+                    bytes: mapped.lease.len(),
+                    release,
+                };
+                self.defer(quarantine, entry, mapped)
+            }
             _ => {
                 let request = Invalidation { range: Some(mapped.range), tables: unmapped.tables };
                 if let Err(cause) = self.invalidate(&request) {
-                    return Err(self.leak(mapped, entry.release, cause.into()));
+                    return Err(self.leak(mapped, release, cause.into()));
                 }
-                self.finish(&entry);
-                if let Some(release) = entry.release {
+                self.finish(mapped.lease, unmapped.tables);
+                if let Some(release) = release {
                     release.run();
                 }
                 Ok(None)
@@ -105,7 +107,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             || self.invalidate(&Invalidation::ALL),
             |entry| {
                 self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
-                self.finish(entry);
+                self.finish(entry.lease, entry.tables);
             },
         );
         if result.is_err() {
@@ -155,13 +157,13 @@ impl<P: Platform, T: Translation> Domain<P, T> {
 
     /// What follows a completed invalidation.
     #[inline]
-    fn finish(&self, entry: &Entry) {
-        if entry.tables {
+    fn finish(&self, lease: IovaRange, tables: bool) {
+        if tables {
             // SAFETY: an invalidation of tables that covers the range has completed, and the
             // lease keeps the range ours.
-            unsafe { self.translation.reap(entry.lease) };
+            unsafe { self.translation.reap(lease) };
         }
-        self.give_back(entry.lease);
+        self.give_back(lease);
     }
 
     #[inline]

@@ -112,9 +112,9 @@ impl<P: Platform> IovaAllocator<P> {
         let shift = self.granule.shift();
         let mut shard = self.shards.local(&self.platform).lock();
         let magazines = shard.magazines()?;
-        let plain = request.align <= self.granule.size();
-        let start = match (request.window, plain) {
-            (None, true) => magazines.pop(class),
+        let open = request.window.is_none_or(|window| window.contains_range(&self.aperture));
+        let start = match (request.window, request.align <= self.granule.size()) {
+            (_, true) if open => magazines.pop(class),
             (window, _) => magazines.pop_if(class, |start| {
                 let first = start << shift;
                 let last = first + ((len << shift) - 1);

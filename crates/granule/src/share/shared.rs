@@ -136,7 +136,11 @@ impl Shared {
         loop {
             let address = match fixed {
                 Some(address) => address,
-                None => self.common_address(parties)?,
+                None => self.common_address(parties).or_else(|_| {
+                    // Addresses may be waiting in quarantine.
+                    parties.iter().for_each(|party| drop(party.device.flush()));
+                    self.common_address(parties)
+                })?,
             };
             let Err((party, error)) = self.try_all_at(parties, address) else {
                 return Ok(());
