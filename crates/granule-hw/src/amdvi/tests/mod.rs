@@ -197,7 +197,8 @@ fn a_domain_is_walked_from_the_device_table() {
     let (machine, model, unit) = start(FEATURES);
     let iommu = Iommu::new(unit);
     let platform = Clocked::hasty(&machine);
-    let domain = Paged::<Amdv1, _, _>::new(&platform, core::slice::from_ref(&iommu)).expect("a table");
+    let domain =
+        Paged::<Amdv1, _, _>::new(&platform, core::slice::from_ref(&iommu)).expect("a table");
     let page = PhysRange::new(PhysAddr::new(0x1234_4000), 0x4000).expect("a range");
     let read = Attributes::memory(Access::READ);
     // SAFETY: no device does anything.

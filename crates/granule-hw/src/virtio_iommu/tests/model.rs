@@ -60,12 +60,12 @@ impl Model {
 
     fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.machine.ram().read(PhysAddr::new(at), &mut bytes).expect("inside RAM");
+        assert!(self.machine.memory().master(false).read(PhysAddr::new(at), &mut bytes));
         bytes
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
-        self.machine.ram().write(PhysAddr::new(at), bytes).expect("inside RAM");
+        assert!(self.machine.memory().master(false).write(PhysAddr::new(at), bytes));
     }
 
     fn word(&self, at: u64) -> u32 {
