@@ -48,7 +48,8 @@ pub struct AmdConfig {
     pub name: String,
     /// The width of physical addresses in bits: IVRS, PASize.
     pub physical_bits: u32,
-    /// The width of IOVAs in bits: IVRS, VASize; 0 if it does not say.
+    /// The width of IOVAs in bits: IVRS, VASize, or fewer for shorter walks (48: four levels, 39:
+    /// three); 0 if nobody says.
     pub virtual_bits: u32,
     /// The flags of the unit's IVHD block.
     pub flags: u8,
