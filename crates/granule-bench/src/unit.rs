@@ -70,6 +70,7 @@ pub fn domain<F: Format>(policy: InvalidationPolicy) -> Arc<BenchDomain<F>> {
         formats: vec![F::ID],
         input_bits: input_bits::<F>(),
         output_bits: F::MAX_OUTPUT_BITS,
+        page_sizes: granule::addr::PageSizes::from_bits(u64::MAX),
         coherent_walk: true,
         caches_absent: false,
         can_bypass: false,

@@ -87,6 +87,7 @@ impl QuietUnit {
             formats: vec![format],
             input_bits: 39,
             output_bits: 48,
+            page_sizes: granule::addr::PageSizes::from_bits(u64::MAX),
             coherent_walk: true,
             caches_absent: false,
             can_bypass: false,

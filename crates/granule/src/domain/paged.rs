@@ -182,20 +182,16 @@ fn common_config<F: Format, P: Platform, U: Unit>(
         if !info.formats.contains(&F::ID) {
             return Err(TranslationError::Format { unit: info.name.clone(), format: F::ID });
         }
-        let (input_bits, output_bits) = match config {
-            Some(known) => {
-                (known.input_bits.min(info.input_bits), known.output_bits.min(info.output_bits))
-            }
-            // A walker may have wider addresses than the tables of this format can hold.
-            None => {
-                (info.input_bits.min(F::MAX_INPUT_BITS), info.output_bits.min(F::MAX_OUTPUT_BITS))
-            }
-        };
         // A unit may be wider than a format of its can express.
-        config = Some(TableConfig::new(
-            input_bits.min(F::MAX_INPUT_BITS),
-            output_bits.min(F::MAX_OUTPUT_BITS),
-        ));
+        let mut input_bits = info.input_bits.min(F::MAX_INPUT_BITS);
+        let mut output_bits = info.output_bits.min(F::MAX_OUTPUT_BITS);
+        let mut sizes = info.page_sizes;
+        if let Some(known) = config {
+            input_bits = known.input_bits.min(input_bits);
+            output_bits = known.output_bits.min(output_bits);
+            sizes = known.page_sizes.intersection(sizes);
+        }
+        config = Some(TableConfig::new(input_bits, output_bits).limited_to(sizes));
     }
     config.ok_or(TranslationError::NoUnit)
 }
