@@ -53,10 +53,10 @@ fn main() -> ExitCode {
     crates_iova::run(&mut bench);
     #[cfg(target_arch = "x86_64")]
     granule_bench::crates_table::run(&mut bench);
-    if let Some(folder) = &options.peers {
-        if let Err(error) = linux::run(&mut bench, folder) {
-            return fail(&error);
-        }
+    if let Some(folder) = &options.peers
+        && let Err(error) = linux::run(&mut bench, folder)
+    {
+        return fail(&error);
     }
     if bench.report.rows.is_empty() && bench.report.amounts.is_empty() {
         return fail("no row's name begins so; `--quick` shows all names soon");

@@ -24,7 +24,8 @@ fn a_device_that_leaves_does_not_block_those_its_stream_overlaps() {
         .expect("a machine");
     let unit = SimUnit::new(machine.iommu("smmu").expect("as built")).expect("a known format");
     let iommu = Iommu::<SimPlatform, _>::new(unit);
-    let tables = Paged::<Lpae4k, _, _>::new(machine.platform(), &[iommu.clone()]).expect("tables");
+    let tables = Paged::<Lpae4k, _, _>::new(machine.platform(), std::slice::from_ref(&iommu))
+        .expect("tables");
     let domain =
         Domain::new(machine.platform(), tables, &DomainConfig::default()).expect("a domain");
     let masked = Stream { unit: 0, id: StreamId { id: 4, mask: 1 } };
