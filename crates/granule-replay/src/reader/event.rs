@@ -73,6 +73,24 @@ impl EventKind {
     }
 }
 
+impl EventKind {
+    /// The device, where the event names one.
+    pub(crate) fn device_mut(&mut self) -> Option<&mut DeviceIndex> {
+        match self {
+            Self::Phase(_) | Self::IommuMap { .. } | Self::Lost(_) => None,
+            Self::Map { device, .. }
+            | Self::Unmap { device, .. }
+            | Self::MapSg { device, .. }
+            | Self::UnmapSg { device, .. }
+            | Self::Alloc { device, .. }
+            | Self::Free { device, .. }
+            | Self::Sync { device, .. }
+            | Self::SyncSg { device, .. }
+            | Self::Failed { device, .. } => Some(device),
+        }
+    }
+}
+
 /// `~0`: what the kernel prints for a mapping that failed.
 const MAPPING_ERROR: u64 = u64::MAX;
 

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
@@ -14,6 +16,8 @@ const BUFFER: usize = 1 << 16;
 /// A trace as plain text, whatever it was packed with.
 pub struct Input {
     text: Box<dyn BufRead + Send>,
+    read: Arc<AtomicU64>,
+    total: Option<u64>,
 }
 
 impl Input {
@@ -27,7 +31,8 @@ impl Input {
         }
         let file =
             File::open(path).map_err(|cause| ReplayError::Open { path: path.to_owned(), cause })?;
-        Self::new(file)
+        let total = file.metadata().ok().filter(|data| data.is_file()).map(|data| data.len());
+        Ok(Self { total, ..Self::new(file)? })
     }
 
     /// Any reader. What it is packed with is told by its first bytes, not by a name.
@@ -37,6 +42,7 @@ impl Input {
     pub fn new(reader: impl Read + Send + 'static) -> Result<Self, ReplayError> {
         let failed = |cause| ReplayError::Read { line: 0, cause };
         let mut reader = BufReader::with_capacity(BUFFER, Headed::new(reader).map_err(failed)?);
+        let read = reader.get_ref().read.clone();
         let head = reader.get_ref().head.clone();
         if head.starts_with(b"\x17\x08Dtracing") {
             let command = "trace-cmd report trace.dat";
@@ -53,7 +59,17 @@ impl Input {
         } else {
             Box::new(reader)
         };
-        Ok(Self { text })
+        Ok(Self { text, read, total: None })
+    }
+
+    /// The size of the file as it is packed, if it is one.
+    pub fn total(&self) -> Option<u64> {
+        self.total
+    }
+
+    /// How much of it was read so far: keep this, and look at it while the trace is replayed.
+    pub fn read_so_far(&self) -> Arc<AtomicU64> {
+        self.read.clone()
     }
 
     pub(super) fn into_text(self) -> Box<dyn BufRead + Send> {
@@ -71,6 +87,7 @@ impl core::fmt::Debug for Input {
 struct Headed<R> {
     head: Vec<u8>,
     given: usize,
+    read: Arc<AtomicU64>,
     rest: R,
 }
 
@@ -78,20 +95,22 @@ impl<R: Read> Headed<R> {
     fn new(mut rest: R) -> io::Result<Self> {
         let mut head = Vec::new();
         rest.by_ref().take(16).read_to_end(&mut head)?;
-        Ok(Self { head, given: 0, rest })
+        Ok(Self { head, given: 0, read: Arc::default(), rest })
     }
 }
 
 impl<R: Read> Read for Headed<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        match self.head.get(self.given..).filter(|head| !head.is_empty()) {
+        let count = match self.head.get(self.given..).filter(|head| !head.is_empty()) {
             Some(mut head) => {
                 let count = head.read(out)?;
                 self.given += count;
-                Ok(count)
+                count
             }
-            None => self.rest.read(out),
-        }
+            None => self.rest.read(out)?,
+        };
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
     }
 }
 
