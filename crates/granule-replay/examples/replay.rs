@@ -1,22 +1,29 @@
 //! Replays a trace at three granules and prints the comparison:
-//! `cargo run --release --example replay -- TRACE [strict|deferred] [untrusted]`.
+//! `cargo run --release --example replay -- TRACE [strict|deferred] [trusted|untrusted] [REPORT.html]`.
 
 use granule::addr::Granule;
-use granule_replay::{Input, Options, Results, Untrusted, replay};
+use granule_replay::{Input, Options, Results, Untrusted, replay, report};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let Some(path) = args.next() else {
-        return Err("usage: replay TRACE [strict|deferred] [untrusted]".into());
+        return Err(
+            "usage: replay TRACE [strict|deferred] [trusted|untrusted] [REPORT.html]".into()
+        );
     };
     let invalidate = args.next().map_or(Ok(Default::default()), |text| text.parse())?;
-    let untrusted = if args.next().is_some() { Untrusted::All } else { Untrusted::None };
+    let untrusted = if args.next().is_some_and(|word| word == "untrusted") {
+        Untrusted::All
+    } else {
+        Untrusted::None
+    };
     let granules = vec![Granule::K4, Granule::K16, Granule::K64];
     let options = Options { granules, invalidate, untrusted, ..Options::default() };
     let results = replay(Input::open(path.as_ref())?, options)?;
     print(&results);
-    if let Some(path) = args.next() {
-        std::fs::write(path, serde_json::to_string_pretty(&results)?)?;
+    if let Some(output) = args.next() {
+        report::write(&results, &path, output.as_ref())?;
+        println!("{output} written");
     }
     Ok(())
 }

@@ -3,13 +3,15 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`reader`] | a streaming reader of ftrace text |
-//! | [`mod@replay`] | performs the trace on the simulator, through the real layers |
+//! | [`replay()`] | performs the trace on the simulator, through the real layers |
 //! | [`results`] | what was measured, serialisable |
-
+//! | [`report`] | one self-contained HTML page of it |
+//! | [`chart`] | plain SVG: lines, bars, panels, heat maps |
 //! | [`record`] | the steps that record such a trace |
 
 #![deny(unsafe_code)]
 
+pub mod chart;
 mod engine;
 mod error;
 mod findings;
@@ -18,6 +20,7 @@ mod join;
 mod options;
 pub mod reader;
 pub mod record;
+pub mod report;
 pub mod results;
 
 pub use engine::{Column, IovaMap, Series, replay};

@@ -92,7 +92,7 @@ pub struct Options {
     /// The width of the addresses that are handed out, in bits; `None` is 32, from which Linux
     /// serves PCI devices first.
     pub iova_bits: Option<u32>,
-    /// The size of the untrusted devices' bounce pool in bytes; `None` is 16 MiB.
+    /// The size of the untrusted devices' bounce pool in bytes; `None` is 64 MiB, as Linux has it.
     pub bounce_pool: Option<u64>,
     /// Called every thousand events.
     pub progress: Option<OnProgress>,

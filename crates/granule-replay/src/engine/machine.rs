@@ -119,6 +119,10 @@ impl Board {
         let mut config = BounceConfig::new(self.settings.bounce_pool);
         config.align = self.granule;
         let pool = BouncePool::new(self.machine.platform(), config).map_err(failed)?;
+        // The pool zeroed its memory. It stays zeroed, but costs the host nothing until it is used.
+        for range in pool.ranges() {
+            self.machine.ram().discard(range).map_err(failed)?;
+        }
         let pool = Arc::new(pool);
         self.pool = Some(pool.clone());
         Ok(pool)

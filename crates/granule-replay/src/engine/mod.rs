@@ -52,7 +52,7 @@ pub fn replay(input: Input, mut options: Options) -> Result<Results, ReplayError
             cpu_page: options.cpu_page.unwrap_or(Granule::K4),
             invalidate: options.invalidate,
             iova_bits: options.iova_bits.unwrap_or(32),
-            bounce_pool: options.bounce_pool.unwrap_or(16 << 20),
+            bounce_pool: options.bounce_pool.unwrap_or(64 << 20),
         })
     });
     let mut replay = Replay {

@@ -1,7 +1,7 @@
 //! Pictures of bounded size of traces of any length: columns of so many events, which are joined in
 //! pairs when there are too many of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -11,8 +11,8 @@ use crate::results::Live;
 const COLUMNS: usize = 480;
 /// Columns of an IOVA map, at most.
 const MAP_COLUMNS: usize = 160;
-/// Rows of an IOVA map, at most.
-const MAP_ROWS: u64 = 96;
+/// Rows of an IOVA map that hold something, at most.
+const MAP_ROWS: usize = 96;
 
 /// The most that was live in a stretch of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -30,6 +30,9 @@ pub struct Series {
     pub events_per_column: u64,
     /// The columns.
     pub columns: Vec<Column>,
+    /// What was live after the last event.
+    #[serde(skip)]
+    last: Live,
 }
 
 impl Series {
@@ -40,17 +43,15 @@ impl Series {
             self.halve();
         }
         let column = (event / self.events_per_column) as usize;
-        let last = self.columns.last().copied();
         while self.columns.len() <= column {
-            let fill = last.map_or_else(Live::default, |last| last.most);
-            self.columns.push(Column { time, most: fill });
-            if let (Some(new), true) = (self.columns.last_mut(), last.is_none()) {
-                new.most = *live;
-            }
+            // What was live goes on being live.
+            let most = if self.columns.is_empty() { *live } else { self.last };
+            self.columns.push(Column { time, most });
         }
         if let Some(found) = self.columns.get_mut(column) {
             found.most = found.most.most(live);
         }
+        self.last = *live;
     }
 
     fn halve(&mut self) {
@@ -76,9 +77,9 @@ pub struct IovaMap {
     /// What is mapped now, in the same rows.
     #[serde(skip)]
     now: BTreeMap<u64, u64>,
-    /// The first and the last byte that were ever mapped.
+    /// The rows that ever held something.
     #[serde(skip)]
-    seen: Option<(u64, u64)>,
+    used: BTreeSet<u64>,
 }
 
 impl IovaMap {
@@ -122,17 +123,23 @@ impl IovaMap {
         }
     }
 
-    /// Makes rows tall enough for the range and all before it to fit.
+    /// Makes rows tall enough for all that ever held something to be few.
     fn cover(&mut self, (start, len): (u64, u64)) {
-        let (first, last) = (start, start.saturating_add(len.saturating_sub(1)));
-        let (low, high) = self.seen.unwrap_or((first, last));
-        let (low, high) = (low.min(first), high.max(last));
-        self.seen = Some((low, high));
-        while (high >> self.row_shift) - (low >> self.row_shift) >= MAP_ROWS {
-            self.row_shift += 1;
-            for column in self.columns.iter_mut().chain([&mut self.now]) {
-                *column = coarser(column);
-            }
+        let last = start.saturating_add(len.saturating_sub(1));
+        while (last >> self.row_shift) - (start >> self.row_shift) >= MAP_ROWS as u64 {
+            self.coarsen();
+        }
+        self.used.extend(start >> self.row_shift..=last >> self.row_shift);
+        while self.used.len() > MAP_ROWS {
+            self.coarsen();
+        }
+    }
+
+    fn coarsen(&mut self) {
+        self.row_shift += 1;
+        self.used = self.used.iter().map(|row| row >> 1).collect();
+        for column in self.columns.iter_mut().chain([&mut self.now]) {
+            *column = coarser(column);
         }
     }
 }
@@ -168,7 +175,8 @@ mod tests {
     fn a_series_keeps_its_peak_and_its_size() {
         let mut series = Series::default();
         for event in 0..10_000u64 {
-            series.add(event, event, &live(if event == 7777 { 99 } else { 1 }));
+            let mapped = if event == 7777 { 99 } else { 1 };
+            series.add(event, event, &live(mapped));
         }
         assert!(series.columns.len() <= COLUMNS && series.columns.len() > COLUMNS / 2);
         let place = (7777 / series.events_per_column) as usize;
@@ -197,8 +205,7 @@ mod tests {
         let last: u64 = map.columns.last().expect("columns").values().sum();
         assert_eq!(last, 1000 * 0x4000);
         assert!(
-            map.columns.len() <= MAP_COLUMNS
-                && map.columns.iter().all(|c| c.len() as u64 <= MAP_ROWS)
+            map.columns.len() <= MAP_COLUMNS && map.columns.iter().all(|c| c.len() <= MAP_ROWS)
         );
         for event in 0..1000u64 {
             map.add(1000 + event, (event << 14, 0x4000), false);
