@@ -142,6 +142,9 @@ impl Replayed {
     }
 
     fn inside(&self, phys: u64, len: u64) -> Result<PhysRange, NotDone> {
+        if len == 0 {
+            return Err(NotDone::Broken("a mapping of 0 bytes".into()));
+        }
         let range = PhysRange::new(PhysAddr::new(phys), len).ok();
         range.filter(|range| self.memory.contains_range(range)).ok_or(NotDone::Outside(phys))
     }

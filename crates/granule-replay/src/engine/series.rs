@@ -45,8 +45,7 @@ impl Series {
         let column = (event / self.events_per_column) as usize;
         while self.columns.len() <= column {
             // What was live goes on being live.
-            let most = if self.columns.is_empty() { *live } else { self.last };
-            self.columns.push(Column { time, most });
+            self.columns.push(Column { time, most: self.last });
         }
         if let Some(found) = self.columns.get_mut(column) {
             found.most = found.most.most(live);
@@ -193,7 +192,7 @@ mod tests {
         series.add(3, 30, &live(5));
         series.add(6, 60, &live(2));
         let mapped: Vec<_> = series.columns.iter().map(|column| column.most.mapped).collect();
-        assert_eq!(mapped, [5, 5, 5, 5, 5, 5, 5]);
+        assert_eq!(mapped, [0, 0, 0, 5, 5, 5, 5]);
     }
 
     #[test]

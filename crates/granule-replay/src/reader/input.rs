@@ -11,6 +11,7 @@ use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 use crate::ReplayError;
 
+static SAMPLE: &[u8] = include_bytes!("../../samples/nvme-e1000e.txt.zst");
 const BUFFER: usize = 1 << 16;
 
 /// A trace as plain text, whatever it was packed with.
@@ -33,6 +34,15 @@ impl Input {
             File::open(path).map_err(|cause| ReplayError::Open { path: path.to_owned(), cause })?;
         let total = file.metadata().ok().filter(|data| data.is_file()).map(|data| data.len());
         Ok(Self { total, ..Self::new(file)? })
+    }
+
+    /// A small trace of an NVMe disk and a network card, recorded in a guest; see
+    /// `samples/README.md`.
+    ///
+    /// # Errors
+    /// None that could happen: the sample is part of the program.
+    pub fn sample() -> Result<Self, ReplayError> {
+        Ok(Self { total: Some(SAMPLE.len() as u64), ..Self::new(SAMPLE)? })
     }
 
     /// Any reader. What it is packed with is told by its first bytes, not by a name.

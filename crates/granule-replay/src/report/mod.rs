@@ -136,7 +136,7 @@ fn figure(page: &mut String, caption: &str, note: &str, svg: &str) {
 }
 
 fn comparison(page: &mut String, results: &Results) {
-    page.push_str("<h2>In all</h2>\n<div class=\"grid2\">\n");
+    page.push_str("<h2>In all</h2>\n<div class=\"side\">\n");
     if results.runs.len() > 1 {
         figure(
             page,
@@ -155,9 +155,9 @@ fn comparison(page: &mut String, results: &Results) {
 
 fn over_time(page: &mut String, results: &Results) {
     page.push_str(
-        "<h2>Over time</h2>\n<p class=\"soft\">From left to right event by event, so that a busy \
-         millisecond is as wide as an idle minute is not; the marks are the trace's clock. The \
-         numbers on top are the phases.</p>\n<div class=\"grid2\">\n",
+        "<h2>Over time</h2>\n<p class=\"soft\">From left to right event by event, so that idle time \
+         takes no room; the marks below are seconds since the trace began. The numbers on top are \
+         the phases.</p>\n<div class=\"grid2\">\n",
     );
     for (caption, note, svg) in plots::over_time(results) {
         figure(page, &caption, &note, &svg);

@@ -80,7 +80,7 @@ fn time_chart(results: &Results, label: &str, lines: Vec<Line>) -> String {
         unit: Unit::Bytes,
         end,
         marks: marks(results),
-        axis: "event by event; seconds of the trace's clock".into(),
+        axis: "event by event, at seconds since the trace began".into(),
         bands: bands.collect(),
         lines,
     }

@@ -41,19 +41,18 @@ const FIGURES: &[(&str, Figure)] = &[
     ("Invalidations", |m| count(m.invalidations)),
     ("In quarantine, most", |m| bytes(m.peak.quarantined)),
     ("In quarantine over time", |m| Unit::ByteSeconds.format(m.integral.quarantined)),
-    ("Map, p50 / p99", |m| both(&m.map_time)),
-    ("Unmap, p50 / p99", |m| both(&m.unmap_time)),
+    ("Map, median", |m| time(&m.map_time, 50.0)),
+    ("Map, p99", |m| time(&m.map_time, 99.0)),
+    ("Unmap, median", |m| time(&m.unmap_time, 50.0)),
+    ("Unmap, p99", |m| time(&m.unmap_time, 99.0)),
 ];
 
 fn share(part: f64, whole: f64) -> String {
     if whole > 0.0 { format!("{:.2}", part / whole) } else { "–".into() }
 }
 
-fn both(times: &crate::Histogram) -> String {
-    if times.count() == 0 {
-        return "–".into();
-    }
-    format!("{} / {}", nanos(times.percentile(50.0)), nanos(times.percentile(99.0)))
+fn time(times: &crate::Histogram, percent: f64) -> String {
+    if times.count() == 0 { "–".into() } else { nanos(times.percentile(percent)) }
 }
 
 fn pages(measures: &Measures) -> String {
@@ -114,6 +113,14 @@ pub(super) fn phases(results: &Results) -> String {
         ("Invalidations", |m| count(m.invalidations)),
         ("Quarantine, most", |m| bytes(m.peak.quarantined)),
     ];
+    // A column that is nothing everywhere only takes room.
+    let all = || results.runs.iter().flat_map(|run| &run.all.phases);
+    let columns: Vec<&(&str, Figure)> = columns
+        .iter()
+        .filter(|(_, figure)| {
+            all().any(|measures| !matches!(&*figure(measures), "0" | "0 B" | "0 B·s"))
+        })
+        .collect();
     let names: Vec<String> = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut table = format!("<table>{}", header("Phase", &names));
     for (index, phase) in results.trace.phases.iter().enumerate() {
@@ -128,7 +135,7 @@ pub(super) fn phases(results: &Results) -> String {
         for run in &results.runs {
             let Some(measures) = run.all.phases.get(index) else { continue };
             let _ = write!(table, "<tr><td>{}</td>", granule_name(run));
-            for (_, figure) in columns {
+            for (_, figure) in &columns {
                 let _ = write!(table, "<td>{}</td>", figure(measures));
             }
             table.push_str("</tr>\n");
