@@ -1,5 +1,5 @@
 //! Replays a trace at three granules and prints the comparison:
-//! `cargo run --release --example replay -- TRACE [strict|deferred] [trusted|untrusted] [REPORT.html]`.
+//! `cargo run --release --example replay -- TRACE|sample [strict|deferred] [trusted|untrusted] [REPORT.html|PICTURE.svg]`.
 
 use granule::addr::Granule;
 use granule_replay::{Input, Options, Results, Untrusted, replay, report};
@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let Some(path) = args.next() else {
         return Err(
-            "usage: replay TRACE [strict|deferred] [trusted|untrusted] [REPORT.html]".into()
+            "usage: replay TRACE|sample [strict|deferred] [trusted|untrusted] [REPORT.html|PICTURE.svg]".into()
         );
     };
     let invalidate = args.next().map_or(Ok(Default::default()), |text| text.parse())?;
@@ -19,10 +19,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let granules = vec![Granule::K4, Granule::K16, Granule::K64];
     let options = Options { granules, invalidate, untrusted, ..Options::default() };
-    let results = replay(Input::open(path.as_ref())?, options)?;
+    let input = if path == "sample" { Input::sample()? } else { Input::open(path.as_ref())? };
+    let results = replay(input, options)?;
     print(&results);
     if let Some(output) = args.next() {
-        report::write(&results, &path, output.as_ref())?;
+        if output.ends_with(".svg") {
+            std::fs::write(&output, report::comparison_svg(&results))?;
+        } else {
+            report::write(&results, &path, output.as_ref())?;
+        }
         println!("{output} written");
     }
     Ok(())

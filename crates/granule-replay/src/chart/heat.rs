@@ -30,8 +30,8 @@ pub struct HeatMap {
     pub row_name: fn(u64, u32) -> String,
     /// What is given to `row_name` with the row.
     pub row_shift: u32,
-    /// Columns where a line is drawn, with a short name of what begins there.
-    pub marks: Vec<(usize, String)>,
+    /// Places, in columns, where a line is drawn, with a short name of what begins there.
+    pub marks: Vec<(f64, String)>,
     /// The name of the x axis.
     pub axis: String,
 }
@@ -49,13 +49,13 @@ impl HeatMap {
         let x = |column: usize| LEFT + column as f64 * width;
         self.rows(&mut canvas, &rows, top, height);
         self.cells(&mut canvas, &rows, top, height, &x);
-        let mut free = 0.0;
-        for (column, name) in &self.marks {
-            let at = x(*column);
-            canvas.line((at, top), (at, top + PLOT), "mark");
-            if at > free {
-                canvas.text((at + 2.0, top - 4.0), "start", "soft", name);
-                free = at + 4.0 + super::text_width(name);
+        let ends = self.marks.iter().skip(1).map(|(at, _)| *at).chain([self.columns as f64]);
+        for ((at, name), end) in self.marks.iter().zip(ends) {
+            let place = |column: f64| LEFT + column.min(self.columns as f64) * width;
+            let (from, to) = (place(*at), place(end));
+            canvas.line((from, top), (from, top + PLOT), "mark");
+            if to - from > super::text_width(name) + 4.0 {
+                canvas.text(((from + to) / 2.0, top - 4.0), "middle", "soft", name);
             }
         }
         canvas.line((LEFT, top + PLOT), (WIDTH - RIGHT, top + PLOT), "axis");

@@ -31,6 +31,8 @@ pub fn html(results: &Results, source: &str) -> String {
         page,
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+         style-src 'unsafe-inline'; img-src data:\">\n\
          <link rel=\"icon\" href=\"data:,\">\n\
          <title>DMA replay: {title}</title>\n<style>{}{STYLE}</style></head>\n<body><main>\n",
         chart::STYLE
@@ -168,7 +170,8 @@ fn over_time(page: &mut String, results: &Results) {
 fn spaces(page: &mut String, results: &Results) {
     page.push_str(
         "<h2>IOVA space</h2>\n<p class=\"soft\">What each device could reach, by address (the \
-         highest on top; dashed: addresses left out) and event. Darker is fuller.</p>\n\
+         highest on top; dashed: addresses left out) and event. The stronger the colour, the \
+         fuller the row.</p>\n\
          <div class=\"grid2\">\n",
     );
     for run in &results.runs {

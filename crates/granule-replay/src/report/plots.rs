@@ -111,8 +111,8 @@ pub(super) fn space(results: &Results, device: &Scope) -> String {
     });
     let width = map.events_per_column.max(1);
     let marks = results.trace.phases.iter().enumerate();
-    let marks =
-        marks.map(|(index, phase)| ((phase.first_event / width) as usize, (index + 1).to_string()));
+    let marks = marks
+        .map(|(index, phase)| (phase.first_event as f64 / width as f64, (index + 1).to_string()));
     HeatMap {
         label: format!("The IOVA space of {} over time", device.name),
         columns: map.columns.len(),

@@ -127,10 +127,10 @@ pub(super) fn phases(results: &Results) -> String {
         let name = if phase.name.is_empty() { "before the first mark" } else { &phase.name };
         let _ = write!(
             table,
-            "<tr class=\"head\"><td>{}. {}</td><td colspan=\"{}\"></td></tr>",
+            "<tr class=\"head\"><td colspan=\"{}\">{}. {}</td></tr>",
+            columns.len() + 1,
             index + 1,
-            escape(name),
-            columns.len()
+            escape(name)
         );
         for run in &results.runs {
             let Some(measures) = run.all.phases.get(index) else { continue };
