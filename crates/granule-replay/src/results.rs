@@ -45,22 +45,27 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// The sum of both.
+    /// Adds another's. Sums end at 2^64 - 1: a damaged trace may hold any number.
     pub fn add(&mut self, other: &Self) {
-        self.map += other.map;
-        self.unmap += other.unmap;
-        self.map_sg += other.map_sg;
-        self.unmap_sg += other.unmap_sg;
-        self.alloc += other.alloc;
-        self.free += other.free;
-        self.sync += other.sync;
-        self.failed += other.failed;
-        self.mapped_bytes += other.mapped_bytes;
-        self.unmapped_bytes += other.unmapped_bytes;
-        self.allocated_bytes += other.allocated_bytes;
-        self.freed_bytes += other.freed_bytes;
-        self.sg_entries += other.sg_entries;
-        self.sg_segments += other.sg_segments;
+        let pairs = [
+            (&mut self.map, other.map),
+            (&mut self.unmap, other.unmap),
+            (&mut self.map_sg, other.map_sg),
+            (&mut self.unmap_sg, other.unmap_sg),
+            (&mut self.alloc, other.alloc),
+            (&mut self.free, other.free),
+            (&mut self.sync, other.sync),
+            (&mut self.failed, other.failed),
+            (&mut self.mapped_bytes, other.mapped_bytes),
+            (&mut self.unmapped_bytes, other.unmapped_bytes),
+            (&mut self.allocated_bytes, other.allocated_bytes),
+            (&mut self.freed_bytes, other.freed_bytes),
+            (&mut self.sg_entries, other.sg_entries),
+            (&mut self.sg_segments, other.sg_segments),
+        ];
+        for (mine, theirs) in pairs {
+            *mine = mine.saturating_add(theirs);
+        }
     }
 }
 

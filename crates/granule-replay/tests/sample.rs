@@ -225,3 +225,53 @@ fn the_report_is_whole() {
     assert!(json.contains("\"exposed\"") && json.contains("\"p99\""));
     assert!(report::comparison_svg(&results).starts_with("<svg"));
 }
+
+/// The first lines of the sample.
+fn beginning() -> &'static str {
+    static TEXT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    TEXT.get_or_init(|| {
+        use std::io::Read as _;
+        let packed = &include_bytes!("../samples/nvme-e1000e.txt.zst")[..];
+        let mut decoder = ruzstd::decoding::StreamingDecoder::new(packed).expect("zstd");
+        let mut bytes = vec![0; 1 << 18];
+        decoder.read_exact(&mut bytes).expect("long enough");
+        String::from_utf8(bytes).expect("text")
+    })
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(40))]
+
+    /// Any letters of real lines changed, any lines lost: no panic, and as many operations as events.
+    #[test]
+    fn damage_is_survived(
+        from in 0usize..1500,
+        changes in proptest::collection::vec((0usize..20_000, proptest::sample::select(&b"0f9{,}= x"[..])), 0..60),
+        deferred in proptest::bool::ANY,
+        trust in proptest::bool::ANY,
+    ) {
+        let lines: Vec<&str> = beginning().lines().skip(from).take(60).collect();
+        let mut bytes = lines.join("\n").into_bytes();
+        for (at, byte) in changes {
+            let len = bytes.len();
+            bytes[at % len] = byte;
+        }
+        let options = Options {
+            invalidate: if deferred { Invalidate::Deferred } else { Invalidate::Strict },
+            untrusted: if trust { Untrusted::None } else { Untrusted::All },
+            bounce_pool: Some(1 << 20),
+            ..all_granules()
+        };
+        match replay(Input::new(Cursor::new(bytes)).expect("text"), options) {
+            Ok(results) => {
+                for run in &results.runs {
+                    let total = &run.all.total;
+                    proptest::prop_assert!(total.operations <= results.trace.dma_events);
+                    proptest::prop_assert!(trust || total.peak.exposed == 0);
+                }
+                proptest::prop_assert!(report::html(&results, "x").contains("</html>"));
+            }
+            Err(error) => proptest::prop_assert!(matches!(error, ReplayError::NoDma { .. })),
+        }
+    }
+}

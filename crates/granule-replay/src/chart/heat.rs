@@ -107,7 +107,7 @@ impl HeatMap {
             let y = top + place as f64 * height;
             let (from, to) = (x(first.column), x(first.column + count));
             let class = format!("heat h{heat}");
-            canvas.rect((from, y + height * 0.06, to - from, height * 0.88), &class, "");
+            canvas.rect((from, y, to - from, height), &class, "");
             canvas.count(count);
             index += count;
         }

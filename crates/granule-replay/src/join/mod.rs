@@ -130,8 +130,8 @@ impl Joiner {
             EventKind::MapSg { device, dir, entries, segments, dma, sizes, phys } => {
                 let list = self.list(&mut at, device, context, &phys, &dma, &sizes, entries);
                 let counts = self.count(device);
-                counts.sg_entries += entries;
-                counts.sg_segments += segments;
+                grow(&mut counts.sg_entries, entries);
+                grow(&mut counts.sg_segments, segments);
                 (device, self.map_sg(&mut at, device, dir, &dma, phys, list))
             }
             EventKind::Alloc { device, dma, size, by } => {
@@ -139,29 +139,29 @@ impl Joiner {
                 (device, self.alloc(&mut at, device, dma, size, by))
             }
             EventKind::Unmap { device, dir, dma, size, .. } => {
-                self.count(device).unmap += 1;
-                self.count(device).unmapped_bytes += size;
+                grow(&mut self.count(device).unmap, 1);
+                grow(&mut self.count(device).unmapped_bytes, size);
                 (device, self.end(&mut at, device, dma, size, Some(dir)))
             }
             EventKind::Free { device, dma, size, .. } => {
-                self.count(device).free += 1;
-                self.count(device).freed_bytes += size;
+                grow(&mut self.count(device).free, 1);
+                grow(&mut self.count(device).freed_bytes, size);
                 (device, self.end(&mut at, device, dma, size, None))
             }
             EventKind::UnmapSg { device, dir, phys } => {
-                self.count(device).unmap_sg += 1;
+                grow(&mut self.count(device).unmap_sg, 1);
                 (device, self.end_list(&mut at, device, dir, &phys))
             }
             EventKind::Sync { device, dma, size, turn } => {
-                self.count(device).sync += 1;
+                grow(&mut self.count(device).sync, 1);
                 (device, self.sync(&mut at, device, dma, size, turn))
             }
             EventKind::SyncSg { device, dma, turn } => {
-                self.count(device).sync += 1;
+                grow(&mut self.count(device).sync, 1);
                 (device, self.sync_list(&mut at, device, dma, turn))
             }
             EventKind::Failed { device, what } => {
-                self.count(device).failed += 1;
+                grow(&mut self.count(device).failed, 1);
                 let name = self.name(device);
                 at.found(FindingKind::FailedThere, None, name, || format!("{what} failed"));
                 (device, OpKind::Nothing)
@@ -202,8 +202,8 @@ impl Joiner {
         (dma, size, phys): (u64, u64, u64),
     ) -> OpKind {
         let counts = self.count(device);
-        counts.map += 1;
-        counts.mapped_bytes += size;
+        grow(&mut counts.map, 1);
+        grow(&mut counts.mapped_bytes, size);
         let key = self.key();
         let kind = if resource { Kind::Resource } else { Kind::Page };
         self.begin(at, device, dma, Live { key, line: at.line, size, dir: Some(dir), kind });
@@ -219,8 +219,8 @@ impl Joiner {
         by: Allocator,
     ) -> OpKind {
         let counts = self.count(device);
-        counts.alloc += 1;
-        counts.allocated_bytes += size;
+        grow(&mut counts.alloc, 1);
+        grow(&mut counts.allocated_bytes, size);
         let key = self.key();
         self.begin(
             at,
@@ -277,10 +277,10 @@ impl Joiner {
         phys: Vec<u64>,
         entries: Vec<(u64, u64)>,
     ) -> OpKind {
-        let size = entries.iter().map(|(_, len)| len).sum();
+        let size = entries.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
         let counts = self.count(device);
-        counts.map_sg += 1;
-        counts.mapped_bytes += size;
+        grow(&mut counts.map_sg, 1);
+        grow(&mut counts.mapped_bytes, size);
         let key = self.key();
         let live = Live { key, line: at.line, size, dir: Some(dir), kind: Kind::List };
         let first = dma.first().copied().unwrap_or(0);
@@ -330,7 +330,7 @@ impl Joiner {
         let first = phys.first().copied().unwrap_or(0);
         match ended {
             Ended::Live(live) => {
-                self.count(device).unmapped_bytes += live.size;
+                grow(&mut self.count(device).unmapped_bytes, live.size);
                 at.check_direction(&live, Some(dir), self.name(device));
                 OpKind::End { key: live.key }
             }
@@ -388,6 +388,11 @@ impl Joiner {
             }
         }
     }
+}
+
+/// Counts: a damaged trace may hold any number.
+fn grow(count: &mut u64, by: u64) {
+    *count = count.saturating_add(by);
 }
 
 /// Where a finding is made.

@@ -65,8 +65,8 @@ fn packed_text_is_the_same_text() {
     // Two frames one after the other, as `cat a.zst b.zst` makes them.
     let half = GOOD.find(" lab-336").expect("a line");
     let level = ruzstd::encoding::CompressionLevel::Fastest;
-    let mut zstd = ruzstd::encoding::compress_to_vec(GOOD[..half].as_bytes(), level);
-    zstd.extend(ruzstd::encoding::compress_to_vec(GOOD[half..].as_bytes(), level));
+    let mut zstd = ruzstd::encoding::compress_to_vec(&GOOD.as_bytes()[..half], level);
+    zstd.extend(ruzstd::encoding::compress_to_vec(&GOOD.as_bytes()[half..], level));
     assert_eq!(read(zstd).0, plain);
 }
 

@@ -27,14 +27,14 @@ pub fn comparison_svg(results: &Results) -> String {
 pub fn html(results: &Results, source: &str) -> String {
     let mut page = String::with_capacity(1 << 18);
     let title = escape(source);
-    let _ = write!(
+    let _ = writeln!(
         page,
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
          style-src 'unsafe-inline'; img-src data:\">\n\
          <link rel=\"icon\" href=\"data:,\">\n\
-         <title>DMA replay: {title}</title>\n<style>{}{STYLE}</style></head>\n<body><main>\n",
+         <title>DMA replay: {title}</title>\n<style>{}{STYLE}</style></head>\n<body><main>",
         chart::STYLE
     );
     head(&mut page, results, &title);
@@ -75,10 +75,10 @@ fn head(page: &mut String, results: &Results, title: &str) {
         Invalidate::Deferred => "deferred invalidation",
     };
     let formats: Vec<&str> = results.runs.iter().map(|run| run.format.as_str()).collect();
-    let _ = write!(
+    let _ = writeln!(
         page,
         "<h1>DMA replay: {title}</h1>\n<p class=\"soft\">{} DMA events of {} devices in {} of \
-         trace, replayed with {policy}, CPU pages of {}, page tables {}.</p>\n",
+         trace, replayed with {policy}, CPU pages of {}, page tables {}.</p>",
         Unit::Count.format(trace.dma_events as f64),
         trace.devices.len(),
         Unit::Nanos.format(trace.ends.saturating_sub(trace.begins) as f64),
@@ -131,9 +131,9 @@ fn head(page: &mut String, results: &Results, title: &str) {
 
 fn figure(page: &mut String, caption: &str, note: &str, svg: &str) {
     let (caption, note) = (escape(caption), escape(note));
-    let _ = write!(
+    let _ = writeln!(
         page,
-        "<figure><figcaption>{caption} <span>{note}</span></figcaption>{svg}</figure>\n"
+        "<figure><figcaption>{caption} <span>{note}</span></figcaption>{svg}</figure>"
     );
 }
 
@@ -147,10 +147,10 @@ fn comparison(page: &mut String, results: &Results) {
             &plots::comparison(results),
         );
     }
-    let _ = write!(page, "<div class=\"scroll\">{}</div></div>\n", tables::comparison(results));
-    let _ = write!(
+    let _ = writeln!(page, "<div class=\"scroll\">{}</div></div>", tables::comparison(results));
+    let _ = writeln!(
         page,
-        "<h3>By phase</h3>\n<div class=\"scroll\">{}</div>\n",
+        "<h3>By phase</h3>\n<div class=\"scroll\">{}</div>",
         tables::phases(results)
     );
 }
@@ -198,10 +198,10 @@ fn histograms(page: &mut String, results: &Results) {
 fn devices(page: &mut String, results: &Results) {
     page.push_str("<h2>Devices</h2>\n");
     for device in &results.trace.devices {
-        let _ = write!(
+        let _ = writeln!(
             page,
             "<h3>{}</h3>\n<div class=\"scroll\">{}</div>\n<details><summary>What the trace says of \
-             it</summary><div class=\"scroll\">{}</div></details>\n",
+             it</summary><div class=\"scroll\">{}</div></details>",
             escape(&device.name),
             tables::device(results, &device.name),
             tables::counts(results, device)
@@ -236,9 +236,9 @@ fn group(page: &mut String, title: &str, findings: &crate::Findings, open: bool)
         let first = if kept < *count { format!(", the first {kept}") } else { String::new() };
         let open = if open && kept <= 12 { " open" } else { "" };
         let count = Unit::Count.format(*count as f64);
-        let _ = write!(
+        let _ = writeln!(
             page,
-            "<details{open}><summary>{count} × {}{first}</summary><div class=\"scroll\">{}</div></details>\n",
+            "<details{open}><summary>{count} × {}{first}</summary><div class=\"scroll\">{}</div></details>",
             kind.title(),
             tables::findings(&list)
         );
@@ -250,13 +250,13 @@ fn foot(page: &mut String, results: &Results) {
     let skipped: u64 = trace.skipped.values().sum();
     let names: Vec<String> =
         trace.skipped.iter().map(|(name, count)| format!("{} ({count})", escape(name))).collect();
-    let _ = write!(
+    let _ = writeln!(
         page,
         "<footer><p>{} lines read, {} events, {skipped} of them of other kinds: {}. Replayed in {:.2} s.</p>\n\
          <p><b>Exposed</b>: bytes mapped for a device that belong to somebody else, since the IOMMU maps \
          whole granules. <b>Padding</b>: mapped beside a buffer, owned by it and zeroed. \
          <b>Quarantine</b>: unmapped, and not reused before the invalidation. Latencies are of this \
-         machine and of the software alone: the simulated IOMMU answers at once.</p></footer>\n",
+         machine and of the software alone: the simulated IOMMU answers at once.</p></footer>",
         trace.lines,
         trace.events,
         if names.is_empty() { "none".into() } else { names.join(", ") },

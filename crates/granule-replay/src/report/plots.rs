@@ -10,9 +10,16 @@ use crate::results::{Live, Results, Scope};
 /// A caption, a note, a picture.
 type Plot = (String, String, String);
 
+/// A title, a unit, and how the figure is read.
+type Compared<'t> = (&'t str, Unit, fn(&Scope) -> f64);
+/// A name, a note, and how the figure is read.
+type OverTime<'t> = (&'t str, &'t str, fn(&Live) -> u64);
+/// A name, and where the times are.
+type Times<'t> = (&'t str, fn(&Scope) -> &Histogram);
+
 /// The figures that tell granules apart, side by side.
 pub(super) fn comparison(results: &Results) -> String {
-    let figures: &[(&str, Unit, fn(&Scope) -> f64)] = &[
+    let figures: &[Compared<'_>] = &[
         ("Bytes of others exposed at once, most", Unit::Bytes, |s| s.total.peak.exposed as f64),
         ("Bytes of others exposed, over time", Unit::ByteSeconds, |s| s.total.integral.exposed),
         ("Bytes copied through bounce buffers", Unit::Bytes, |s| s.total.bounced_bytes as f64),
@@ -42,7 +49,7 @@ pub(super) fn over_time(results: &Results) -> Vec<Plot> {
         let svg = time_chart(results, "Mapped bytes over time", lines.collect());
         plots.push(("Mapped".into(), "streaming bytes live, by device".into(), svg));
     }
-    let figures: &[(&str, &str, fn(&Live) -> u64)] = &[
+    let figures: &[OverTime<'_>] = &[
         ("Exposed", "bytes of others that devices could reach", |live| live.exposed),
         ("Quarantined", "unmapped, waiting for the invalidation", |live| live.quarantined),
         ("Bounced", "live bytes in bounce buffers", |live| live.bounced),
@@ -133,7 +140,7 @@ pub(super) fn histograms(results: &Results) -> Vec<Plot> {
         let svg = powers("Sizes of mappings", Unit::Bytes, "bytes, from", series.collect());
         plots.push(("Sizes".into(), "of mappings and allocations, by device".into(), svg));
     }
-    let figures: &[(&str, fn(&Scope) -> &Histogram)] = &[
+    let figures: &[Times<'_>] = &[
         ("Time to map", |scope| &scope.total.map_time),
         ("Time to unmap", |scope| &scope.total.unmap_time),
     ];

@@ -8,6 +8,8 @@ use crate::findings::Finding;
 use crate::results::{Counts, DeviceCounts, Measures, Results};
 
 type Figure = fn(&Measures) -> String;
+/// A column's name and its number.
+type Column<'t> = (&'t str, fn(&Counts) -> u64);
 
 fn bytes(value: u64) -> String {
     Unit::Bytes.format(value as f64)
@@ -146,7 +148,7 @@ pub(super) fn phases(results: &Results) -> String {
 
 /// What the trace says of a device, by phase.
 pub(super) fn counts(results: &Results, device: &DeviceCounts) -> String {
-    let columns: &[(&str, fn(&Counts) -> u64)] = &[
+    let columns: &[Column<'_>] = &[
         ("map", |c| c.map),
         ("unmap", |c| c.unmap),
         ("map_sg", |c| c.map_sg),
@@ -181,9 +183,9 @@ pub(super) fn findings(list: &[&Finding]) -> String {
     for found in list {
         let earlier = found.earlier.map_or("–".to_owned(), |line| line.to_string());
         let device = found.device.as_deref().map_or("–".into(), escape);
-        let _ = write!(
+        let _ = writeln!(
             table,
-            "<tr><td>{}</td><td>{earlier}</td><td class=\"text\">{device}</td><td class=\"text wrap\">{}</td></tr>\n",
+            "<tr><td>{}</td><td>{earlier}</td><td class=\"text\">{device}</td><td class=\"text wrap\">{}</td></tr>",
             found.line,
             escape(&found.detail)
         );
