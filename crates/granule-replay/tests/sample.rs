@@ -240,7 +240,7 @@ fn beginning() -> &'static str {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(40))]
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
 
     /// Any letters of real lines changed, any lines lost: no panic, and as many operations as events.
     #[test]
@@ -271,7 +271,8 @@ proptest::proptest! {
                 }
                 proptest::prop_assert!(report::html(&results, "x").contains("</html>"));
             }
-            Err(error) => proptest::prop_assert!(matches!(error, ReplayError::NoDma { .. })),
+            Err(ReplayError::NoDma { .. }) => {}
+            Err(error) => proptest::prop_assert!(false, "{}", error),
         }
     }
 }

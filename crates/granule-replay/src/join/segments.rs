@@ -76,9 +76,9 @@ fn along(phys: &[u64], dma: &[u64], sizes: &[u64], runs: &[Run]) -> Option<Vec<(
         let end = begins.get(index + 1).map_or(segment_end, |next| segment_end.min(*next));
         list.push((*phys.get(index)?, end.checked_sub(*begin).filter(|len| *len != 0)?));
     }
-    let sum = |lens: &mut dyn Iterator<Item = u64>| lens.try_fold(0, u64::checked_add);
-    let total = sum(&mut list.iter().map(|(_, len)| *len));
-    (total.is_some() && total == sum(&mut sizes.iter().copied())).then_some(list)
+    let total = list.iter().try_fold(0u64, |sum, (_, len)| sum.checked_add(*len))?;
+    let wanted = sizes.iter().try_fold(0u64, |sum, len| sum.checked_add(*len))?;
+    (total == wanted).then_some(list)
 }
 
 /// Without runs: each entry ends at its page's end, the last takes what is left.
