@@ -10,9 +10,13 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod dma_memory;
 pub mod error;
 pub mod fault;
+mod ids;
 pub mod mmio;
+mod numbers;
+pub mod smmuv3;
 #[cfg(test)]
 mod testing;
 pub mod wait;
