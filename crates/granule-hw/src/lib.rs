@@ -16,6 +16,7 @@ pub mod fault;
 mod ids;
 pub mod mmio;
 mod numbers;
+pub mod riscv;
 pub mod smmuv3;
 #[cfg(test)]
 mod testing;

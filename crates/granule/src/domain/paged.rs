@@ -159,7 +159,9 @@ fn common_config<F: Format, P: Platform, U: Unit>(
         if !info.formats.contains(&F::ID) {
             return Err(TranslationError::Format { unit: info.name.clone(), format: F::ID });
         }
-        let (mut input_bits, mut output_bits) = (info.input_bits, info.output_bits);
+        // A unit may walk formats of several widths: what it says is the widest of all.
+        let mut input_bits = info.input_bits.min(F::MAX_INPUT_BITS);
+        let mut output_bits = info.output_bits.min(F::MAX_OUTPUT_BITS);
         let mut sizes = info.page_sizes;
         if let Some(known) = config {
             input_bits = known.input_bits.min(input_bits);
