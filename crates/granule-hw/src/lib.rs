@@ -10,6 +10,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod dart;
 mod dma_memory;
 pub mod error;
 pub mod fault;
