@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn bases() {
-        assert_eq!(page_number(0x8123_4000), 0x8123_4 << 10);
+        assert_eq!(page_number(0x8123_4000), 0x0008_1234 << 10);
         assert_eq!(address_of(page_number(0xff_ffff_ffff_f000)), 0xff_ffff_ffff_f000);
         assert_eq!(queue_base(0x21000, 7), 0x21 << 10 | 6);
         assert_eq!(
