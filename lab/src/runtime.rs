@@ -13,6 +13,13 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
 
+/// Called from landing pads of the library crates for Linux, which nothing ever enters.
+#[cfg(target_os = "linux")]
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    crate::arch::exit(false)
+}
+
 /// What the compiler expects of the C library; on bare-metal targets the core library brings its
 /// own. Volatile accesses keep the compiler from turning a loop into a call of the function it is in.
 #[cfg(target_os = "linux")]
