@@ -9,3 +9,16 @@
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
+
+mod block;
+pub mod error;
+pub mod fault;
+pub mod mmio;
+#[cfg(test)]
+mod testing;
+pub mod virtio_iommu;
+pub mod wait;
+
+pub use error::HwError;
+pub use fault::{FaultEvent, FaultReason};
+pub use mmio::{Mmio, Registers};
