@@ -11,6 +11,7 @@ use granule::domain::{
     Translation, TranslationError, UnitError, UnitReport,
 };
 use granule::table::{Hint, Resolved, Unmapped};
+use granule_hw::FaultEvent;
 
 use crate::platform::Lab;
 
@@ -37,8 +38,11 @@ pub(crate) trait Rig {
     /// Whether an entry can be written that lets a device write and not read.
     fn write_only(&self) -> bool;
 
-    /// Prints the faults that the hardware recorded since the last call.
-    fn print_faults(&self) {}
+    /// Hands over the faults that the hardware recorded since the last call.
+    fn take_faults(&self, each: &mut dyn FnMut(FaultEvent));
+
+    /// Whether the emulated hardware records faults at all.
+    fn records_faults(&self) -> bool;
 }
 
 /// A domain of a rig.

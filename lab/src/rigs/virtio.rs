@@ -4,9 +4,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use granule::domain::{Reserved, Stream, StreamId};
-use granule_hw::Mmio;
 use granule_hw::virtio_iommu::pci::{PciConfig, Structure, VENDOR, VirtioPci};
 use granule_hw::virtio_iommu::{VirtioDomain, VirtioIommu};
+use granule_hw::{FaultEvent, Mmio};
 
 use crate::pci::{Bus, Function};
 use crate::platform::Lab;
@@ -70,7 +70,11 @@ impl Rig for VirtioRig {
         true
     }
 
-    fn print_faults(&self) {
-        self.0.take_faults(&mut |fault| println!("fault   {fault}"));
+    fn take_faults(&self, each: &mut dyn FnMut(FaultEvent)) {
+        self.0.take_faults(each);
+    }
+
+    fn records_faults(&self) -> bool {
+        true
     }
 }

@@ -1,7 +1,12 @@
-//! DMA after unmap and after detach, and DMA against the rights that were given.
+//! DMA after unmap and after detach, DMA against the rights that were given,
+//! and the record of what was refused.
 
-use granule::addr::Direction;
-use granule::domain::InvalidationPolicy;
+use alloc::format;
+use alloc::vec::Vec;
+
+use granule::addr::{Access, Direction, DmaAddr};
+use granule::domain::{InvalidationPolicy, StreamId};
+use granule_hw::FaultEvent;
 
 use super::Stage;
 use crate::ram::{Ram, difference, fresh};
@@ -30,10 +35,10 @@ pub(super) fn unmap<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
         drop(mapping.unmap()?);
         ram.refill();
         let seen = player.get(address, LEN)?;
-        let what = alloc::format!("unmap: no read after it, {how}");
+        let what = format!("unmap: no read after it, {how}");
         stage.hidden(&what, ram.holds(0, LEN), &seen);
         player.put(address, &fresh(LEN as usize))?;
-        stage.same(&alloc::format!("unmap: no write after it, {how}"), ram.surprise());
+        stage.same(&format!("unmap: no write after it, {how}"), ram.surprise());
     }
     detach(stage)
 }
@@ -73,7 +78,7 @@ pub(super) fn rights<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
             stage.same(what, difference(ram.holds(0, LEN), &seen));
         }
         player.put(mapping.address(), &fresh(LEN as usize))?;
-        let what = alloc::format!("rights: what is to be read is not written, {how}");
+        let what = format!("rights: what is to be read is not written, {how}");
         stage.same(&what, ram.surprise());
         drop(mapping.unmap()?);
     }
@@ -91,5 +96,35 @@ pub(super) fn rights<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
         stage.hidden("rights: what is to be written is not read", &data, &seen);
     }
     drop(mapping.unmap()?);
+    Ok(())
+}
+
+/// A refused access is recorded, with the device and the address, where the hardware records any.
+pub(super) fn faults<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
+    let player = stage.player(1, InvalidationPolicy::Strict)?;
+    let granule = player.granule();
+    let ram = Ram::new(granule, granule)?;
+    let (buffer, _) = ram.lend(0, granule);
+    let address = player.device.map(buffer, Direction::Bidirectional)?.address();
+    // The mapping is gone again.
+    stage.rig.take_faults(&mut |_| {});
+    player.put(address, &fresh(4))?;
+    let mut found = Vec::new();
+    stage.rig.take_faults(&mut |fault| found.push(fault));
+    if !stage.rig.records_faults() {
+        return Ok(());
+    }
+    let rid = u32::from(stage.edus[1].rid);
+    // Some units record the page only, and virtio-iommu not what was wanted.
+    let page = |address: DmaAddr| address.raw() & !0xfff;
+    let is_it = |fault: &FaultEvent| {
+        fault.stream.is_some_and(|stream| stream.overlaps(StreamId::exact(rid)))
+            && fault.address.map(page) == Some(page(address))
+            && (fault.access.is_empty() || fault.access.contains(Access::WRITE))
+    };
+    let right = found.iter().any(is_it);
+    stage.report.check("faults: a refused write is recorded", right, || {
+        format!("of {rid:#x} at {address} in {found:?}")
+    });
     Ok(())
 }

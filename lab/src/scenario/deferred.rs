@@ -12,8 +12,7 @@ use crate::ram::{Ram, Returned, fresh};
 use crate::rig::{Failure, Rig};
 
 /// Few enough that the quarantine overflows; nothing happens by age.
-const POLICY: InvalidationPolicy =
-    InvalidationPolicy::Deferred { capacity: 3, max_age: u64::MAX };
+const POLICY: InvalidationPolicy = InvalidationPolicy::Deferred { capacity: 3, max_age: u64::MAX };
 
 /// How many buffers come and go.
 const ROUNDS: usize = 6;
@@ -50,8 +49,12 @@ pub(super) fn freed_is_out_of_reach<R: Rig>(stage: &mut Stage<'_, R>) -> Result<
     for _ in 0..ROUNDS {
         let mut ram = Ram::new(granule, granule)?;
         let (buffer, returned) = ram.lend(0, granule);
-        let mapping =
-            Mapping::new(player.device.clone(), buffer, Direction::Bidirectional, Default::default())?;
+        let mapping = Mapping::new(
+            player.device.clone(),
+            buffer,
+            Direction::Bidirectional,
+            Default::default(),
+        )?;
         let address = mapping.address();
         let data = fresh(LEN as usize);
         player.put(address, &data)?;

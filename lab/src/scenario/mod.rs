@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `share` | one buffer for both, contiguous for each, though it is not in memory |
 //! | `stream` | streaming maps that begin inside a granule; a scatter list of odd segments |
-//! | `after` | DMA after unmap, with and without the entry cached; after detach; rights |
+//! | `after` | DMA after unmap, with and without the entry cached; after detach; rights; faults |
 //! | `deferred` | deferred invalidation: freed means out of reach |
 //! | `edges` | what lies beside a mapping stays as it is; an untrusted device sees nothing of it |
 //!
@@ -51,7 +51,7 @@ type Group<R> = fn(&mut Stage<'_, R>) -> Result<(), Failure>;
 impl<'s, R: Rig> Stage<'s, R> {
     /// Runs all checks.
     pub(crate) fn run(&mut self) {
-        let groups: [(&str, Group<R>); 9] = [
+        let groups: [(&str, Group<R>); 10] = [
             ("granule", granule),
             ("share", share::pieces),
             ("large pages", share::large_pages),
@@ -59,6 +59,7 @@ impl<'s, R: Rig> Stage<'s, R> {
             ("scatter list", stream::odd_segments),
             ("after unmap", after::unmap),
             ("rights", after::rights),
+            ("faults", after::faults),
             ("deferred invalidation", deferred::freed_is_out_of_reach),
             ("edges", edges::neighbours),
         ];
@@ -67,10 +68,22 @@ impl<'s, R: Rig> Stage<'s, R> {
             if let Err(error) = group(self) {
                 self.report.broken(name, &error);
             }
-            self.rig.print_faults();
+            self.print_faults();
         }
         let end = platform::pages_in_use();
         self.equal("all memory came back", begin, end);
+    }
+
+    /// Prints the first fault that the checks caused, and how many there were.
+    fn print_faults(&self) {
+        let (mut first, mut count) = (None, 0);
+        self.rig.take_faults(&mut |fault| {
+            count += 1;
+            first.get_or_insert(fault);
+        });
+        if let Some(fault) = first {
+            println!("faults  {count}, the first: {fault}");
+        }
     }
 
     /// A device behind a new domain.

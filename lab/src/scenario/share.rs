@@ -33,8 +33,7 @@ pub(super) fn pieces<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
     stage.equal("share: its memory is in pieces", 4, shared.blocks().len());
 
     let (to, from) = addresses(&shared, &writer, &reader)?;
-    let places =
-        [0, granule - SAMPLE / 2, 2 * granule - 7, 3 * granule - SAMPLE + 1, len - SAMPLE];
+    let places = [0, granule - SAMPLE / 2, 2 * granule - 7, 3 * granule - SAMPLE + 1, len - SAMPLE];
     carry(stage, &shared, (&writer, to), (&reader, from), &places)?;
 
     // The reader may not write.
