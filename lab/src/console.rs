@@ -1,4 +1,4 @@
-//! `print!` and `println!` to the machine's console.
+//! `println!` to the machine's console.
 
 use core::fmt::{self, Write};
 
@@ -14,10 +14,6 @@ impl Write for Console {
 pub(crate) fn write(arguments: fmt::Arguments<'_>) {
     // The console takes everything.
     let _ = Console.write_fmt(arguments);
-}
-
-macro_rules! print {
-    ($($arguments:tt)*) => { $crate::console::write(format_args!($($arguments)*)) };
 }
 
 macro_rules! println {

@@ -9,11 +9,9 @@ use crate::arch::{Boot, Span};
 
 /// Offsets in configuration space.
 const COMMAND: u16 = 0x04;
-const CLASS: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0c;
 const FIRST_BAR: u16 = 0x10;
 const SUBORDINATE: u16 = 0x18;
-const CAPABILITIES: u16 = 0x34;
 
 /// Bits of the command register: memory space, bus mastering.
 const MEMORY_AND_MASTER: u32 = 0b110;
@@ -53,11 +51,6 @@ impl Function {
         unsafe { self.register(offset).write_volatile(value) };
     }
 
-    /// Class, subclass and programming interface.
-    pub(crate) fn class(&self) -> u32 {
-        self.read(CLASS) >> 8
-    }
-
     fn is_bridge(&self) -> bool {
         self.read(HEADER_TYPE) >> 16 & 0x7f == 1
     }
@@ -77,21 +70,6 @@ impl Function {
         };
         let address = u64::from(high) << 32 | u64::from(low & !0xf);
         (address != 0).then_some(address)
-    }
-
-    /// The offsets of its capabilities with this id, in the order of their list.
-    pub(crate) fn capabilities(&self, id: u8) -> impl Iterator<Item = u16> + use<'_> {
-        let has_list = self.read(COMMAND) >> 20 & 1 != 0;
-        let mut next = if has_list { self.read(CAPABILITIES) as u16 & 0xfc } else { 0 };
-        // The bound ends a list that leads back into itself.
-        (0..48)
-            .map_while(move |_| {
-                let here = (next != 0).then_some(next)?;
-                let word = self.read(here);
-                next = (word >> 8) as u16 & 0xfc;
-                Some((here, word as u8))
-            })
-            .filter_map(move |(here, found)| (found == id).then_some(here))
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! Everything else is shared.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // The PC describes itself so.
 mod acpi;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -33,6 +33,16 @@ pub(crate) struct Boot {
     pub bars: Option<Span>,
     /// Where the machine describes its hardware.
     pub tables: Tables,
+}
+
+impl Boot {
+    /// The ACPI table with this signature, header included.
+    pub(crate) fn acpi_table(&self, signature: &[u8; 4]) -> Option<&'static [u8]> {
+        match self.tables {
+            Tables::Acpi(root) => acpi::find(root, signature),
+            Tables::DeviceTree(_) => None,
+        }
+    }
 }
 
 /// How a machine describes its hardware.
