@@ -10,6 +10,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod block;
 pub mod dart;
 mod dma_memory;
 pub mod error;
@@ -21,6 +22,7 @@ pub mod riscv;
 pub mod smmuv3;
 #[cfg(test)]
 mod testing;
+pub mod virtio_iommu;
 pub mod wait;
 
 pub use error::HwError;

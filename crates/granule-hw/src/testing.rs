@@ -1,5 +1,7 @@
 //! Machines for the drivers' tests.
 
+use std::time::Duration;
+
 use granule::addr::{PhysAddr, PhysRange};
 use granule::mem::{FrameError, FrameRequest, Platform};
 use granule_sim::machine::Machine;
@@ -15,28 +17,50 @@ pub(crate) fn ram() -> PhysRange {
     PhysRange::new(PhysAddr::new(0x1000_0000), 64 << 20).expect("a range")
 }
 
-/// The same platform without a clock.
+/// A simulated platform whose clock stands still, or moves by a millisecond a turn so that time-outs
+/// come soon.
 #[derive(Clone)]
-pub(crate) struct Still(pub(crate) SimPlatform);
+pub(crate) struct Clocked {
+    inner: SimPlatform,
+    still: bool,
+}
+
+impl Clocked {
+    pub(crate) fn still(machine: &Machine) -> Self {
+        Self { inner: machine.platform().clone(), still: true }
+    }
+
+    pub(crate) fn hasty(machine: &Machine) -> Self {
+        Self { inner: machine.platform().clone(), still: false }
+    }
+}
 
 // SAFETY: everything that memory safety rests on is the inner platform's.
-unsafe impl Platform for Still {
+unsafe impl Platform for Clocked {
     type Lock = <SimPlatform as Platform>::Lock;
 
     fn alloc_frames(&self, request: &FrameRequest) -> Result<PhysRange, FrameError> {
-        self.0.alloc_frames(request)
+        self.inner.alloc_frames(request)
     }
 
     unsafe fn free_frames(&self, frames: PhysRange) {
         // SAFETY: the caller's promise.
-        unsafe { self.0.free_frames(frames) };
+        unsafe { self.inner.free_frames(frames) };
     }
 
     fn ptr(&self, phys: PhysAddr) -> *mut u8 {
-        self.0.ptr(phys)
+        self.inner.ptr(phys)
     }
 
     fn phys(&self, ptr: *const u8, len: usize) -> Option<PhysRange> {
-        self.0.phys(ptr, len)
+        self.inner.phys(ptr, len)
+    }
+
+    fn now(&self) -> u64 {
+        if self.still { 0 } else { self.inner.now() }
+    }
+
+    fn relax(&self) {
+        self.inner.clock().pass(Duration::from_millis(1));
     }
 }

@@ -59,7 +59,7 @@ pub fn wait_for<P: Platform, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Still, machine};
+    use crate::testing::{Clocked, machine};
 
     #[test]
     fn a_clock_bounds_the_wait() {
@@ -84,7 +84,7 @@ mod tests {
     fn turns_bound_the_wait_where_the_clock_stands() {
         let limit = Limit { nanoseconds: 1, turns: 100 };
         let mut turns = 0;
-        let late = wait_for(&Still(machine().platform().clone()), limit, || {
+        let late = wait_for(&Clocked::still(&machine()), limit, || {
             turns += 1;
             None::<()>
         });

@@ -142,6 +142,16 @@ pub enum UnitError {
         /// What ran out.
         what: &'static str,
     },
+    /// The unit refused something that should have been right.
+    #[error("{unit} refused {what} (code {code:#x})")]
+    Refused {
+        /// The unit.
+        unit: String,
+        /// What it refused.
+        what: &'static str,
+        /// What it answered, as its specification numbers it.
+        code: u32,
+    },
 }
 
 /// One IOMMU of a machine, which walks tables of ours.
