@@ -15,7 +15,7 @@ pub mod dart;
 mod dma_memory;
 pub mod error;
 pub mod fault;
-mod ids;
+mod matching;
 pub mod mmio;
 mod numbers;
 pub mod riscv;

@@ -12,8 +12,19 @@
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // The PC describes itself so.
 mod acpi;
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "riscv64")]
+mod riscv64;
+pub(crate) mod tree;
+#[cfg(not(target_arch = "x86_64"))]
+mod virt;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::{NAME, exit, now, put};
+#[cfg(target_arch = "riscv64")]
+pub(crate) use riscv64::{NAME, exit, now, put};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{NAME, exit, now, put};
 

@@ -2,10 +2,12 @@
 //!
 //! To add one: a file with a type that implements [`Rig`], and its rows in [`run`].
 
-mod scratch;
+mod riscv;
+mod smmuv3;
 mod virtio;
 
 use granule::addr::Granule;
+use granule::table::{Lpae4k, Lpae16k, Lpae64k};
 
 use crate::arch::Boot;
 use crate::edu::Edu;
@@ -35,7 +37,10 @@ pub(crate) fn run(row: &str, given: Given<'_>) -> Result<(), Failure> {
         "virtio-4k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K4, given),
         "virtio-16k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K16, given),
         "virtio-64k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K64, given),
-        "vtd" => play(&scratch::SRig::new(), Granule::K4, given),
+        "smmuv3-4k" => play(&smmuv3::SmmuRig::<Lpae4k>::new(given.boot)?, Granule::K4, given),
+        "smmuv3-16k" => play(&smmuv3::SmmuRig::<Lpae16k>::new(given.boot)?, Granule::K16, given),
+        "smmuv3-64k" => play(&smmuv3::SmmuRig::<Lpae64k>::new(given.boot)?, Granule::K64, given),
+        "riscv" => play(&riscv::RiscvRig::new(given.bus)?, Granule::K4, given),
         _ => Err(failure("the image has no such row")),
     }
 }

@@ -10,7 +10,7 @@ use granule::table::TableLayout;
 use lock_api::Mutex;
 
 use super::Dart;
-use crate::ids::matching;
+use crate::matching::matching;
 use crate::mmio::Registers;
 
 /// An address space of a DART: the bases that its streams get, and which streams those are.

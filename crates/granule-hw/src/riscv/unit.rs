@@ -11,7 +11,7 @@ use lock_api::Mutex;
 use super::RiscvIommu;
 use super::spec::command::Command;
 use super::spec::context::{DeviceContext, Mode, WORDS};
-use crate::ids::matching;
+use crate::matching::matching;
 use crate::mmio::Registers;
 
 /// More pages than these are dropped by address space instead of one by one.

@@ -13,7 +13,7 @@ use super::spec::command::{Command, Pages};
 use super::spec::entry::{Context, StreamEntry, WORDS};
 use super::spec::register::Stall;
 use crate::dma_memory::DmaMemory;
-use crate::ids::matching;
+use crate::matching::matching;
 use crate::mmio::Registers;
 
 /// Without `IDR3.RIL`, more pages than these are dropped by ASID instead of one by one.
