@@ -10,13 +10,16 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod acpi;
 mod block;
 pub mod error;
 pub mod fault;
+mod ids;
 pub mod mmio;
 #[cfg(test)]
 mod testing;
 pub mod virtio_iommu;
+pub mod vtd;
 pub mod wait;
 
 pub use error::HwError;

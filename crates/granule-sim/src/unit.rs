@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use granule::addr::PhysAddr;
+use granule::addr::{PageSizes, PhysAddr};
 use granule::domain::{Invalidation, StreamId, Unit, UnitError, UnitInfo};
 use granule::table::{FormatId, TableLayout};
 use parking_lot::Mutex;
@@ -46,6 +46,7 @@ impl SimUnit {
             formats: vec![format],
             input_bits: config.input_bits,
             output_bits: config.output_bits,
+            page_sizes: PageSizes::from_bits(u64::MAX),
             coherent_walk: config.coherent_walk,
             caches_absent: config.caching_mode,
             can_bypass: config.can_bypass,

@@ -159,13 +159,14 @@ fn common_config<F: Format, P: Platform, U: Unit>(
         if !info.formats.contains(&F::ID) {
             return Err(TranslationError::Format { unit: info.name.clone(), format: F::ID });
         }
-        let (input_bits, output_bits) = match config {
-            Some(known) => {
-                (known.input_bits.min(info.input_bits), known.output_bits.min(info.output_bits))
-            }
-            None => (info.input_bits, info.output_bits),
-        };
-        config = Some(TableConfig::new(input_bits, output_bits));
+        let (mut input_bits, mut output_bits) = (info.input_bits, info.output_bits);
+        let mut sizes = info.page_sizes;
+        if let Some(known) = config {
+            input_bits = known.input_bits.min(input_bits);
+            output_bits = known.output_bits.min(output_bits);
+            sizes = known.page_sizes.intersection(sizes);
+        }
+        config = Some(TableConfig::new(input_bits, output_bits).limited_to(sizes));
     }
     config.ok_or(TranslationError::NoUnit)
 }

@@ -7,7 +7,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::addr::{IovaRange, PhysAddr};
+use crate::addr::{IovaRange, PageSizes, PhysAddr};
 use crate::table::{FormatId, TableLayout};
 
 /// What a device's transactions carry at one IOMMU: an id, and the bits of it that are ignored.
@@ -54,6 +54,9 @@ pub struct UnitInfo {
     pub input_bits: u32,
     /// The width of the physical addresses that it puts out, in bits.
     pub output_bits: u32,
+    /// The page sizes that it translates, of those that the formats have; every bit set if nothing
+    /// is missing.
+    pub page_sizes: PageSizes,
     /// Whether its walker snoops the CPU's caches; if not, every table entry is cleaned.
     pub coherent_walk: bool,
     /// Whether it caches the absence of an entry, so that a new mapping needs an invalidation too
