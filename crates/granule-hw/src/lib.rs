@@ -10,19 +10,21 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod acpi;
 mod block;
 pub mod dart;
 mod dma_memory;
 pub mod error;
 pub mod fault;
+mod ids;
 mod matching;
 pub mod mmio;
-mod numbers;
 pub mod riscv;
 pub mod smmuv3;
 #[cfg(test)]
 mod testing;
 pub mod virtio_iommu;
+pub mod vtd;
 pub mod wait;
 
 pub use error::HwError;

@@ -4,8 +4,8 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use granule::addr::{Access, Direction, DmaAddr};
-use granule::domain::{InvalidationPolicy, StreamId};
+use granule::addr::{Access, Direction, DmaAddr, Iova};
+use granule::domain::{InvalidationPolicy, StreamId, Translation};
 use granule_hw::FaultEvent;
 
 use super::Stage;
@@ -43,7 +43,8 @@ pub(super) fn unmap<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
     detach(stage)
 }
 
-/// A device without a domain reaches nothing, though its last entries were cached.
+/// A device that was taken from its domain reaches nothing there: neither what it used nor, where the
+/// owner of a mapping forgot it, what is mapped still.
 fn detach<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
     let player = stage.player(1, InvalidationPolicy::Strict)?;
     let granule = player.granule();
@@ -55,12 +56,18 @@ fn detach<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
     player.put(address, &data)?;
     ram.expect(0, &data);
     stage.same("detach: before it the device writes", ram.surprise());
-    drop(mapping);
+    core::mem::forget(mapping);
+    let domain = player.domain.clone();
     drop(player);
     ram.refill();
-    // What the device still holds is `data`.
+    let mapped = domain.translation().resolve(Iova::new(address.raw())).is_some();
+    stage.equal("detach: what was forgotten is mapped still", true, mapped);
+    // What the device holds is `data`.
     stage.edus[1].write(address, 0, LEN as usize);
     stage.same("detach: no write after it", ram.surprise());
+    drop(domain);
+    stage.edus[1].write(address, 0, LEN as usize);
+    stage.same("detach: no write after the domain is gone", ram.surprise());
     Ok(())
 }
 

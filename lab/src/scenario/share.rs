@@ -34,7 +34,7 @@ pub(super) fn pieces<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
 
     let (to, from) = addresses(&shared, &writer, &reader)?;
     let places = [0, granule - SAMPLE / 2, 2 * granule - 7, 3 * granule - SAMPLE + 1, len - SAMPLE];
-    carry(stage, &shared, (&writer, to), (&reader, from), &places)?;
+    carry(stage, "share", &shared, (&writer, to), (&reader, from), &places)?;
 
     // The reader may not write.
     let secret = fresh(64);
@@ -44,12 +44,13 @@ pub(super) fn pieces<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failure> {
     shared.read(granule + 3, &mut after)?;
     stage.same("share: who was given it to read does not write", difference(&secret, &after));
 
-    free(stage, shared, (&writer, to), (&reader, from))
+    free(stage, "share", shared, (&writer, to), (&reader, from))
 }
 
 /// What was shared is freed: neither device reaches it, at its start and in its middle.
 fn free<R: Rig>(
     stage: &mut Stage<'_, R>,
+    group: &str,
     shared: Shared,
     (writer, to): (&Player<'_, R>, DmaAddr),
     (reader, from): (&Player<'_, R>, DmaAddr),
@@ -62,9 +63,10 @@ fn free<R: Rig>(
     shared.free()?;
     // Nobody allocates the memory meanwhile: what is in it stays.
     let seen = reader.get(at(from, offset as usize), FREED)?;
-    stage.hidden("share: once freed, the reader does not reach it", &secret, &seen);
+    stage.hidden(&format!("{group}: once freed, the reader does not reach it"), &secret, &seen);
     writer.put(at(to, offset as usize), &fresh(FREED as usize))?;
-    stage.same("share: once freed, the writer does not reach it", difference(&secret, &peek(part)));
+    let what = format!("{group}: once freed, the writer does not reach it");
+    stage.same(&what, difference(&secret, &peek(part)));
     Ok(())
 }
 
@@ -89,8 +91,8 @@ pub(super) fn large_pages<R: Rig>(stage: &mut Stage<'_, R>) -> Result<(), Failur
     }
     let (to, from) = addresses(&shared, &writer, &reader)?;
     let places = [0, page - SAMPLE / 2, 2 * page - 7, 2 * page + 12_345 - SAMPLE];
-    carry(stage, &shared, (&writer, to), (&reader, from), &places)?;
-    free(stage, shared, (&writer, to), (&reader, from))
+    carry(stage, "large pages", &shared, (&writer, to), (&reader, from), &places)?;
+    free(stage, "large pages", shared, (&writer, to), (&reader, from))
 }
 
 fn allocate<R: Rig>(
@@ -118,10 +120,10 @@ fn addresses<R: Rig>(
     Ok((to.address(), from.address()))
 }
 
-/// At each place one device writes, the other and the CPU read; then the CPU writes and the device
-/// reads.
+/// At each place one device writes, the CPU and the other device read.
 fn carry<R: Rig>(
     stage: &mut Stage<'_, R>,
+    group: &str,
     shared: &Shared,
     (writer, to): (&Player<'_, R>, DmaAddr),
     (reader, from): (&Player<'_, R>, DmaAddr),
@@ -130,10 +132,10 @@ fn carry<R: Rig>(
     for place in places {
         let data = fresh(SAMPLE as usize);
         writer.put(at(to, *place as usize), &data)?;
-        let what = format!("share: the CPU finds what the writer wrote at {place:#x}");
+        let what = format!("{group}: the CPU finds what the writer wrote at {place:#x}");
         stage.same(&what, difference(&data, &gather(shared.blocks(), *place, SAMPLE)));
         let seen = reader.get(at(from, *place as usize), SAMPLE)?;
-        let what = format!("share: the reader finds what the writer wrote at {place:#x}");
+        let what = format!("{group}: the reader finds what the writer wrote at {place:#x}");
         stage.same(&what, difference(&data, &seen));
     }
     Ok(())

@@ -40,8 +40,8 @@ use granule::table::FormatId;
 use lock_api::Mutex;
 
 use crate::dma_memory::DmaMemory;
+use crate::ids::Ids;
 use crate::mmio::Registers;
-use crate::numbers::Numbers;
 use crate::wait::{Limit, wait_for};
 use crate::{FaultEvent, FaultReason, HwError};
 use directory::Directory;
@@ -50,8 +50,8 @@ use spec::command::Command;
 use spec::register::{self as reg, Capabilities};
 pub use unit::RiscvContext;
 
-/// `PSCID` has 20 bits.
-const SPACE_BITS: u32 = 20;
+/// The last `PSCID`: it has 20 bits. 0 is kept back: it is what a context holds that nobody wrote.
+const LAST_SPACE: u32 = (1 << 20) - 1;
 /// 4 KiB, 2 MiB, 1 GiB, 512 GiB, 256 TiB.
 const PAGE_SIZES: PageSizes = PageSizes::from_bits(1 << 12 | 1 << 21 | 1 << 30 | 1 << 39 | 1 << 48);
 
@@ -65,7 +65,7 @@ pub struct RiscvIommu<P: Platform, R: Registers> {
     commands: ManuallyDrop<Mutex<P::Lock, Commands<P>>>,
     faults: ManuallyDrop<Mutex<P::Lock, Faults<P>>>,
     directory: ManuallyDrop<Mutex<P::Lock, Directory<P>>>,
-    spaces: Mutex<P::Lock, Numbers>,
+    spaces: Mutex<P::Lock, Ids>,
 }
 
 impl<P: Platform, R: Registers> RiscvIommu<P, R> {
@@ -115,7 +115,7 @@ impl<P: Platform, R: Registers> RiscvIommu<P, R> {
             commands: ManuallyDrop::new(Mutex::new(commands)),
             faults: ManuallyDrop::new(Mutex::new(Faults::new(faults))),
             directory: ManuallyDrop::new(Mutex::new(directory)),
-            spaces: Mutex::new(Numbers::new(SPACE_BITS)),
+            spaces: Mutex::new(Ids::default()),
             platform,
             registers,
             capabilities,

@@ -8,9 +8,9 @@ use granule::mem::Platform;
 use granule::table::{FormatId, TableLayout};
 use lock_api::Mutex;
 
-use super::RiscvIommu;
 use super::spec::command::Command;
 use super::spec::context::{DeviceContext, Mode, WORDS};
+use super::{LAST_SPACE, RiscvIommu};
 use crate::matching::matching;
 use crate::mmio::Registers;
 
@@ -156,7 +156,7 @@ unsafe impl<P: Platform, R: Registers> Unit for RiscvIommu<P, R> {
         {
             return Err(self.unsupported(tables));
         }
-        let space = self.spaces.lock().take().ok_or_else(|| UnitError::Exhausted {
+        let space = self.spaces.lock().take(1, LAST_SPACE).ok_or_else(|| UnitError::Exhausted {
             unit: self.info.name.clone(),
             what: "process soft-context id",
         })?;
@@ -169,7 +169,7 @@ unsafe impl<P: Platform, R: Registers> Unit for RiscvIommu<P, R> {
         let open = *state == State::Open;
         if open && self.run([Command::DropSpace { space: context.space }]).is_ok() {
             *state = State::Closed;
-            self.spaces.lock().give_back(context.space);
+            self.spaces.lock().release(context.space);
         }
     }
 

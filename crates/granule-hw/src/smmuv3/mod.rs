@@ -45,8 +45,8 @@ use granule::table::FormatId;
 use lock_api::Mutex;
 
 use crate::dma_memory::DmaMemory;
+use crate::ids::Ids;
 use crate::mmio::Registers;
-use crate::numbers::Numbers;
 use crate::wait::{Limit, wait_for};
 use crate::{FaultEvent, FaultReason, HwError};
 use queue::{Commands, Events, Next};
@@ -71,7 +71,7 @@ pub struct SmmuV3<P: Platform, R: Registers> {
     commands: ManuallyDrop<Mutex<P::Lock, Commands<P>>>,
     events: ManuallyDrop<Mutex<P::Lock, Events<P>>>,
     streams: ManuallyDrop<Mutex<P::Lock, Streams<P>>>,
-    asids: Mutex<P::Lock, Numbers>,
+    asids: Mutex<P::Lock, Ids>,
 }
 
 impl<P: Platform, R: Registers> SmmuV3<P, R> {
@@ -124,7 +124,7 @@ impl<P: Platform, R: Registers> SmmuV3<P, R> {
             commands: ManuallyDrop::new(Mutex::new(commands)),
             events: ManuallyDrop::new(Mutex::new(Events::new(events, event_bits))),
             streams: ManuallyDrop::new(Mutex::new(streams)),
-            asids: Mutex::new(Numbers::new(features.asid_bits)),
+            asids: Mutex::new(Ids::default()),
             platform,
             registers,
             features,

@@ -165,7 +165,9 @@ unsafe impl<P: Platform, R: Registers> Unit for SmmuV3<P, R> {
             return Err(self.unsupported(tables));
         }
         let descriptor = self.descriptor_memory()?;
-        let asid = self.asids.lock().take().and_then(|asid| u16::try_from(asid).ok());
+        // 0 is kept back: it is what an entry holds that nobody wrote.
+        let last = (1 << self.features.asid_bits) - 1;
+        let asid = self.asids.lock().take(1, last).and_then(|asid| u16::try_from(asid).ok());
         let Some(asid) = asid else {
             descriptor.free();
             return Err(self.exhausted("ASID"));
@@ -201,7 +203,7 @@ unsafe impl<P: Platform, R: Registers> Unit for SmmuV3<P, R> {
             return; // Dropping it leaks it: the unit may read it, and the ASID is not reused.
         }
         descriptor.free();
-        self.asids.lock().give_back(context.asid.into());
+        self.asids.lock().release(context.asid.into());
     }
 
     unsafe fn attach(&self, context: &SmmuContext<P>, stream: StreamId) -> Result<(), UnitError> {

@@ -3,34 +3,22 @@
 
 use alloc::vec::Vec;
 
+use crate::ids::Ids;
+
 /// The endpoints and domains of one device.
 #[derive(Default)]
 pub(super) struct Endpoints {
     attached: Vec<(u32, u32)>,
-    domains: Vec<u32>,
+    domains: Ids,
 }
 
 impl Endpoints {
-    /// Takes the lowest free domain id from `first` to `last`.
     pub(super) fn take_domain(&mut self, first: u32, last: u32) -> Option<u32> {
-        let mut id = first;
-        // Sorted, so that one pass finds the first gap.
-        for taken in self.domains.iter().skip_while(|taken| **taken < first) {
-            if *taken != id {
-                break;
-            }
-            id = id.checked_add(1)?;
-        }
-        if id > last || self.domains.try_reserve(1).is_err() {
-            return None;
-        }
-        let at = self.domains.partition_point(|taken| *taken < id);
-        self.domains.insert(at, id);
-        Some(id)
+        self.domains.take(first, last)
     }
 
     pub(super) fn release_domain(&mut self, id: u32) {
-        self.domains.retain(|taken| *taken != id);
+        self.domains.release(id);
     }
 
     /// Notes that an endpoint is in a domain, unless it is in another.
@@ -61,19 +49,6 @@ impl Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_lowest_free_id_is_taken() {
-        let mut endpoints = Endpoints::default();
-        assert_eq!(endpoints.take_domain(5, 7), Some(5));
-        assert_eq!(endpoints.take_domain(5, 7), Some(6));
-        assert_eq!(endpoints.take_domain(5, 7), Some(7));
-        assert_eq!(endpoints.take_domain(5, 7), None);
-        endpoints.release_domain(6);
-        assert_eq!(endpoints.take_domain(5, 7), Some(6));
-        assert_eq!(endpoints.take_domain(u32::MAX, u32::MAX), Some(u32::MAX));
-        assert_eq!(endpoints.take_domain(u32::MAX, u32::MAX), None);
-    }
 
     #[test]
     fn an_endpoint_is_in_one_domain() {

@@ -182,6 +182,8 @@ formats! {
     Lpae64k, super::Lpae64k, "lpae64k";
     /// Intel VT-d second stage.
     Vtd2, super::Vtd2, "vtd2";
+    /// AMD I/O page tables, version 1.
+    Amdv1, super::Amdv1, "amdv1";
     /// RISC-V Sv39.
     Sv39, super::Sv39, "sv39";
     /// RISC-V Sv48.
@@ -199,7 +201,7 @@ impl fmt::Display for FormatId {
 /// A name that is no format's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no page-table format has that name: dart1, dart2, lpae4k, lpae16k, lpae64k, vtd2, sv39, sv48 or sv57"
+    "no page-table format has that name: dart1, dart2, lpae4k, lpae16k, lpae64k, vtd2, amdv1, sv39, sv48 or sv57"
 )]
 pub struct UnknownFormat;
 

@@ -12,6 +12,7 @@
 //! | [`Lpae16k`] `lpae16k` | 16 KiB | 2 MiB\*, 32 MiB, 1 GiB\* | 48 bits |
 //! | [`Lpae64k`] `lpae64k` | 64 KiB | 2 MiB\*, 512 MiB, 16 GiB\* | 48 bits |
 //! | [`Vtd2`] `vtd2` | 4 KiB | 2 MiB, 1 GiB | 52 bits |
+//! | [`Amdv1`] `amdv1` | 4 KiB | every power of two: to 1 MiB\*, 2 MiB, to 512 MiB\*, 1 GiB, to 256 GiB\* | 52 bits |
 //! | [`Sv39`], [`Sv48`], [`Sv57`] `sv39` … | 4 KiB | 64 KiB\*, 2 MiB, 1 GiB, 512 GiB, 256 TiB | 56 bits |
 //!
 //! \* a contiguous group: neighbouring entries that the hardware may cache as one.
@@ -37,6 +38,7 @@
 
 mod access;
 mod adopt;
+mod amdv1;
 mod cursor;
 mod dart;
 mod dump;
@@ -58,6 +60,7 @@ mod unmap;
 mod vtd;
 
 pub use adopt::Adopted;
+pub use amdv1::Amdv1;
 pub use dart::{Dart1, Dart2};
 pub use dump::{Walk, walk};
 pub use engine::PageTable;

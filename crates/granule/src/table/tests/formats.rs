@@ -90,6 +90,37 @@ fn entries_of_vtd_and_riscv_are_the_specifications() {
     assert_eq!(encode::<Sv39>(0x8000_1000), 0x2000_0400);
 }
 
+#[test]
+fn entries_of_amd_are_the_specifications() {
+    let read = Attributes::memory(Access::READ);
+    let loose = Attributes { kind: MemoryKind::NonCoherent, ..RW };
+    assert_eq!(Amdv1::leaf(RW, 0, 0), 0x7000_0000_0000_0001);
+    assert_eq!(Amdv1::leaf(read, 2, 0), 0x3000_0000_0000_0001);
+    assert_eq!(Amdv1::leaf(loose, 1, 0), 0x6000_0000_0000_0001);
+    // 8 KiB, 16 KiB, 1 MiB, 4 MiB: next level 7, and the size below the lowest 0.
+    assert_eq!(Amdv1::leaf(loose, 0, 1), 0x6000_0000_0000_0e01);
+    assert_eq!(Amdv1::leaf(loose, 0, 2), 0x6000_0000_0000_1e01);
+    assert_eq!(Amdv1::leaf(loose, 0, 8), 0x6000_0000_0007_fe01);
+    assert_eq!(Amdv1::leaf(loose, 1, 1), 0x6000_0000_001f_fe01);
+    assert_eq!(
+        [1, 2, 3, 4].map(Amdv1::table),
+        [1, 2, 3, 4].map(|n| 0x6000_0000_0000_0001 | n << 9)
+    );
+    let group = 0x6000_0008_0000_1e01;
+    assert_eq!((Amdv1::kind(group, 0), Amdv1::group(group, 0)), (Kind::Leaf, 2));
+    assert_eq!(Amdv1::kind(group, 1), Kind::Invalid, "16 KiB are no size of level 1");
+    assert_eq!(Amdv1::kind(0x6000_0000_0000_0001, 3), Kind::Invalid, "no pages of 512 GiB");
+    assert_eq!(Amdv1::kind(0x6000_0000_0000_0201, 2), Kind::Invalid, "no skipped levels");
+    let sizes = table::<Amdv1>(&TestMemory::new(), 48).page_sizes();
+    assert_eq!(sizes.bits(), (1 << 39) - (1 << 12), "every power of two to 256 GiB");
+    let only_16k = [4096, 16 << 10].into_iter().collect();
+    let config = TableConfig::new(48, 52).limited_to(only_16k);
+    let table = PageTable::<Amdv1, _>::new(TestMemory::new(), config).expect("a table");
+    map(&table, 0x3000, 0x10_3000, 0xa000).expect("free");
+    let sizes: Vec<_> = leaves(&table).iter().map(|leaf| leaf.1).collect();
+    assert_eq!(sizes, [0x1000, 0x4000, 0x4000, 0x1000]);
+}
+
 fn shape<F: Format>(input: u32) -> (u32, usize, u64, u32) {
     let layout = table::<F>(&TestMemory::new(), input).layout();
     (layout.levels, layout.roots.len(), layout.root_entry_bytes, layout.input_bits)
@@ -114,6 +145,8 @@ fn geometry_follows_the_input_bits() {
     assert_eq!(shape::<Vtd2>(39), (3, 1, 1 << 30, 39));
     assert_eq!(shape::<Vtd2>(48), (4, 1, 512 << 30, 48));
     assert_eq!(shape::<Vtd2>(57), (5, 1, 1 << 48, 57));
+    assert_eq!(shape::<Amdv1>(39), (3, 1, 1 << 30, 39));
+    assert_eq!(shape::<Amdv1>(57), (5, 1, 1 << 48, 57));
     assert_eq!(shape::<Sv39>(38), (3, 1, 1 << 30, 38));
     assert_eq!(shape::<Sv57>(56), (5, 1, 1 << 48, 56));
     // The root is no larger than it must be.

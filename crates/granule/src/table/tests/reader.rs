@@ -11,13 +11,15 @@ enum Step {
     Page(u64),
     /// A 64 KiB page made of equal entries.
     Napot(u64),
+    /// A page of this many bytes made of equal entries.
+    Sized(u64, u64),
 }
 
 /// (granule bits, index bits, whether the root is short)
 fn shape(name: &str) -> (u32, u32) {
     match name {
         "dart1" | "dart2" | "lpae16k" => (14, 11),
-        "lpae4k" | "vtd2" | "sv39" | "sv48" | "sv57" => (12, 9),
+        "lpae4k" | "vtd2" | "amdv1" | "sv39" | "sv48" | "sv57" => (12, 9),
         "lpae64k" => (16, 13),
         _ => unreachable!(),
     }
@@ -42,6 +44,23 @@ fn step(name: &str, entry: u64, last: bool) -> Step {
                 (0, _) => Step::Fault,
                 (_, true) => Step::Page(to),
                 _ => Step::Table(to),
+            }
+        }
+        "amdv1" => {
+            let to = entry & 0x000f_ffff_ffff_f000;
+            match (entry & 1, (entry >> 9) & 7, last) {
+                (0, ..) => Step::Fault,
+                (_, 0, _) => Step::Page(to),
+                (_, 7, _) => {
+                    // The lowest 0 of the address stands where half the size would.
+                    let mut half = 0x1000;
+                    while to & half != 0 {
+                        half <<= 1;
+                    }
+                    Step::Sized(to & !(half - 1), half * 2)
+                }
+                (_, _, true) => Step::Fault,
+                (_, _, false) => Step::Table(to),
             }
         }
         "sv39" | "sv48" | "sv57" => {
@@ -79,6 +98,7 @@ pub(crate) fn translate(layout: &TableLayout, memory: &TestMemory, address: u64)
             Step::Fault => return None,
             Step::Page(to) => return Some(to | address & ((1 << bits) - 1)),
             Step::Napot(to) => return Some(to | address & 0xffff),
+            Step::Sized(to, size) => return Some(to | address & (size - 1)),
             Step::Table(to) => {
                 bits -= index;
                 at = to + ((address >> bits) & ((1 << index) - 1)) * 8;
