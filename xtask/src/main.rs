@@ -3,6 +3,7 @@
 
 mod boards;
 mod cargo;
+mod cross;
 mod files;
 mod lab;
 mod msrv;

@@ -48,6 +48,7 @@ pub(crate) struct Boot {
 
 impl Boot {
     /// The ACPI table with this signature, header included.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // The PC describes itself so.
     pub(crate) fn acpi_table(&self, signature: &[u8; 4]) -> Option<&'static [u8]> {
         match self.tables {
             Tables::Acpi(root) => acpi::find(root, signature),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::machine::Machine;
+use super::machine::{EVERY, Machine};
 use super::rows::{Row, Sabotage};
 use crate::Unavailable;
 
@@ -69,6 +69,7 @@ pub(super) fn boot(row: &Row, image: &Path, sabotage: Option<Sabotage>) -> Resul
         line.push_str(&format!(" break={}", sabotage.name()));
     }
     let mut child = Command::new(machine.emulator())
+        .args(EVERY)
         .args(machine.arguments())
         .args(row.iommu)
         .args(DEVICES)

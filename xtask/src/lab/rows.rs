@@ -84,6 +84,34 @@ pub(super) static ROWS: &[Row] = &[
         iommu: &["-device", "amd-iommu,pt=off"],
         caches: true,
     },
+    Row {
+        name: "smmuv3-4k",
+        about: "Arm SMMUv3, stage 1, granule 4K",
+        machine: Machine::AArch64,
+        iommu: &[],
+        caches: true,
+    },
+    Row {
+        name: "smmuv3-16k",
+        about: "Arm SMMUv3, stage 1, granule 16K",
+        machine: Machine::AArch64,
+        iommu: &[],
+        caches: true,
+    },
+    Row {
+        name: "smmuv3-64k",
+        about: "Arm SMMUv3, stage 1, granule 64K",
+        machine: Machine::AArch64,
+        iommu: &[],
+        caches: true,
+    },
+    Row {
+        name: "riscv",
+        about: "RISC-V IOMMU, Sv39, 4K with 2M leaves",
+        machine: Machine::RiscV64,
+        iommu: &["-device", "riscv-iommu-pci"],
+        caches: true,
+    },
 ];
 
 impl Row {
