@@ -226,7 +226,7 @@ fn a_domain_is_walked_from_the_root_table() {
     let (machine, model, unit) = start(CAP, ECAP);
     let iommu = Iommu::new(unit.expect("it starts"));
     let platform = Clocked::hasty(&machine);
-    let domain = Paged::<Vtd2, _, _>::new(&platform, &[iommu.clone()]).expect("a table");
+    let domain = Paged::<Vtd2, _, _>::new(&platform, core::slice::from_ref(&iommu)).expect("a table");
     let page = PhysRange::new(PhysAddr::new(0x1234_5000), 4096).expect("a range");
     let read = Attributes::memory(Access::READ);
     // SAFETY: no device does anything.
@@ -251,6 +251,8 @@ fn tables_outlive_the_driver() {
     let context = unit.open(&layout(0x1000)).expect("an id");
     // SAFETY: nothing walks the tables.
     unsafe { unit.attach(&context, StreamId::exact(8)) }.expect("answered");
+    unit.reserve_bus(0).expect("there already");
+    assert_eq!(unit.reserved()[0].range(), range(0xfee0_0000, 0x10_0000));
     drop(unit);
     // The root table and one context table; the queue was turned off and is free.
     assert_eq!(machine.frames().live_bytes(), 2 * 4096);
