@@ -10,10 +10,10 @@
 //!
 //! Everything else is shared.
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // The PC describes itself so.
-mod acpi;
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // The PC describes itself so.
+mod acpi;
 #[cfg(target_arch = "riscv64")]
 mod riscv64;
 pub(crate) mod tree;

@@ -52,7 +52,7 @@ impl Machine {
         match self {
             Self::X86 => "qemu-system-x86",
             Self::AArch64 => "qemu-system-arm",
-            Self::RiscV64 => "qemu-system-misc",
+            Self::RiscV64 => "qemu-system-riscv",
         }
     }
 

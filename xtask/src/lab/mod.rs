@@ -15,6 +15,7 @@ mod rows;
 mod verdict;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -50,9 +51,9 @@ impl Lab {
         fs::create_dir_all(&folder)?;
         let mut images = BTreeMap::new();
         for row in rows {
-            if !images.contains_key(&row.machine) {
+            if let Entry::Vacant(place) = images.entry(row.machine) {
                 qemu::check(row.machine)?;
-                images.insert(row.machine, image::build(chores, row.machine, &folder)?);
+                place.insert(image::build(chores, row.machine, &folder)?);
             }
         }
         Ok(Self { images, logs: folder })
