@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use xshell::cmd;
 
-use crate::{Chores, Unavailable, no_std};
+use crate::{Chores, Unavailable, lab, no_std};
 
 /// Runs the same script as continuous integration, so that there is one list of steps.
 pub(crate) fn ci(chores: &Chores) -> Result<()> {
@@ -12,15 +12,18 @@ pub(crate) fn ci(chores: &Chores) -> Result<()> {
 
 pub(crate) fn fmt(chores: &Chores, check: bool) -> Result<()> {
     let check: &[&str] = if check { &["--check"] } else { &[] };
-    let apart = no_std::MANIFEST;
     cmd!(chores.sh, "cargo fmt --all -- {check...}").run()?;
-    Ok(cmd!(chores.sh, "cargo fmt --manifest-path {apart} -- {check...}").run()?)
+    for apart in [no_std::MANIFEST, lab::MANIFEST] {
+        cmd!(chores.sh, "cargo fmt --manifest-path {apart} -- {check...}").run()?;
+    }
+    Ok(())
 }
 
 pub(crate) fn clippy(chores: &Chores) -> Result<()> {
     cmd!(chores.sh, "cargo clippy --workspace --all-targets --all-features -- -D warnings")
         .run()?;
-    no_std::clippy(chores)
+    no_std::clippy(chores)?;
+    lab::clippy(chores)
 }
 
 pub(crate) fn doc(chores: &Chores) -> Result<()> {

@@ -3,7 +3,9 @@
 
 mod boards;
 mod cargo;
+mod cross;
 mod files;
+mod lab;
 mod msrv;
 mod no_std;
 mod size;
@@ -27,12 +29,16 @@ struct Chores {
 }
 
 /// The options of the command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Options {
     /// `--check`: change nothing, fail if something would change.
     check: bool,
     /// `--may-skip`: what cannot be had here is no failure, but exit code 77.
     may_skip: bool,
+    /// `--broken`: break things on purpose, and see that it is noticed.
+    broken: bool,
+    /// What stands behind the chore's name: rows of the lab.
+    words: Vec<String>,
 }
 
 /// Goes with an error that says what is missing here, rather than what is wrong with the project.
@@ -53,7 +59,14 @@ struct Chore {
     name: &'static str,
     options: &'static [&'static str],
     about: &'static str,
-    run: fn(&Chores, Options) -> Result<()>,
+    run: fn(&Chores, &Options) -> Result<()>,
+}
+
+impl Chore {
+    /// Whether words may stand behind its name.
+    fn takes_words(&self) -> bool {
+        self.options.iter().any(|option| !option.starts_with('-'))
+    }
 }
 
 const CHORES: &[Chore] = &[
@@ -112,6 +125,12 @@ const CHORES: &[Chore] = &[
         run: |chores, _| unsafe_audit::audit(chores),
     },
     Chore {
+        name: "lab",
+        options: &["ROW…", "--broken", "--may-skip"],
+        about: "boot the bare-metal images under QEMU; --broken: with drivers broken on purpose",
+        run: |chores, options| lab::run(chores, &options.words, options.broken),
+    },
+    Chore {
         name: "size",
         options: &["--check"],
         about: "list the source files over 500 lines; --check: fail if there is one",
@@ -128,7 +147,7 @@ fn main() -> ExitCode {
         }
         Err(error) => return failed(&error),
     };
-    match Chores::new().and_then(|chores| (chore.run)(&chores, options)) {
+    match Chores::new().and_then(|chores| (chore.run)(&chores, &options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if options.may_skip && error.is::<Unavailable>() => {
             println!("skipped: {error:#}");
@@ -177,8 +196,12 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<(&'static Chore, Options)>
             },
             lexopt::Arg::Long(option) if takes(chore, option) => match option {
                 "check" => options.check = true,
+                "broken" => options.broken = true,
                 _ => options.may_skip = true,
             },
+            lexopt::Arg::Value(word) if chore.is_some_and(Chore::takes_words) => {
+                options.words.push(word.to_string_lossy().into_owned());
+            }
             other => match chore {
                 Some(chore) => {
                     return Err(other.unexpected())
@@ -226,10 +249,14 @@ mod tests {
 
     #[test]
     fn a_chore_takes_its_own_options_only() {
-        let check = Options { check: true, may_skip: false };
-        let may_skip = Options { check: false, may_skip: true };
+        let check = Options { check: true, ..Options::default() };
+        let may_skip = Options { may_skip: true, ..Options::default() };
+        let words = vec!["vtd".to_string(), "virtio-4k".to_string()];
+        let lab = Options { broken: true, words, ..Options::default() };
         assert_eq!(parse_words(&["boards", "--check"]).unwrap(), Some(("boards", check)));
         assert_eq!(parse_words(&["msrv", "--may-skip"]).unwrap(), Some(("msrv", may_skip)));
+        let typed = ["lab", "vtd", "--broken", "virtio-4k"];
+        assert_eq!(parse_words(&typed).unwrap(), Some(("lab", lab)));
         assert!(parse_words(&["msrv", "--check"]).is_err());
         assert!(parse_words(&["--check", "boards"]).is_err());
         assert!(parse_words(&["boards", "size"]).is_err());

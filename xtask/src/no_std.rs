@@ -98,7 +98,8 @@ fn installed_targets(chores: &Chores) -> Vec<&'static str> {
     targets
 }
 
-fn has_core_library(chores: &Chores, target: &str) -> bool {
+/// Whether a target is installed.
+pub(crate) fn has_core_library(chores: &Chores, target: &str) -> bool {
     let folder = cmd!(chores.sh, "rustc --print target-libdir --target {target}").quiet().read();
     let Ok(Ok(mut entries)) = folder.map(fs::read_dir) else { return false };
     entries.any(|entry| {

@@ -13,10 +13,15 @@ extern crate std;
 pub mod acpi;
 pub mod amdvi;
 mod block;
+pub mod dart;
+mod dma_memory;
 pub mod error;
 pub mod fault;
 mod ids;
+mod matching;
 pub mod mmio;
+pub mod riscv;
+pub mod smmuv3;
 #[cfg(test)]
 mod testing;
 pub mod virtio_iommu;

@@ -9,8 +9,12 @@ use granule_sim::platform::SimPlatform;
 
 /// 64 MiB of RAM from 256 MiB on, and a clock that moves by a microsecond a turn.
 pub(crate) fn machine() -> Machine {
-    let ram = PhysRange::new(PhysAddr::new(0x1000_0000), 64 << 20).expect("a range");
-    Machine::builder().ram(ram).build().expect("a machine")
+    Machine::builder().ram(ram()).build().expect("a machine")
+}
+
+/// The RAM of [`machine`].
+pub(crate) fn ram() -> PhysRange {
+    PhysRange::new(PhysAddr::new(0x1000_0000), 64 << 20).expect("a range")
 }
 
 /// The same with caches that no device snoops: what was not cleaned does not reach RAM, and what a

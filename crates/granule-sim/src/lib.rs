@@ -10,6 +10,7 @@
 //! | [`walk`] | page-table walkers, written from the specifications alone |
 //! | [`iommu`] | IOMMUs that remember what they were not told to forget |
 //! | [`mod@unit`] | the driver through which the core programs them |
+//! | [`dart_regs`] | the registers of a DART, for drivers that program hardware |
 //! | [`device`], [`hostile`] | bus masters, honest and not |
 //! | [`faults`], [`clock`] | what fails, and when |
 //!
@@ -50,6 +51,7 @@
 
 pub mod cache;
 pub mod clock;
+pub mod dart_regs;
 pub mod device;
 pub mod faults;
 pub mod frames;

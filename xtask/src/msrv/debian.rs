@@ -17,20 +17,16 @@ const SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";
 const RELEASES: &[(&str, &str)] = &[("1.85", "trixie")];
 
 /// A compiler that can be run.
-pub(super) struct Toolchain {
+pub(crate) struct Toolchain {
     /// A script that runs it.
-    pub(super) rustc: PathBuf,
+    pub(crate) rustc: PathBuf,
     /// What it says it is.
-    pub(super) version: String,
+    pub(crate) version: String,
 }
 
 /// The compiler of this version, unpacked under `folder` unless it is there already.
-pub(super) fn rustc(sh: &Shell, version: &str, folder: &Path) -> Result<Toolchain> {
-    let Some((_, release)) = RELEASES.iter().find(|(rust, _)| *rust == version) else {
-        bail!(
-            "no Debian release is known to have Rust {version}: `rustup toolchain install {version}`"
-        );
-    };
+pub(crate) fn rustc(sh: &Shell, version: &str, folder: &Path) -> Result<Toolchain> {
+    let release = release_with(version)?;
     let folder = folder.join(release);
     let rustc = folder.join("rustc");
     if let Ok(toolchain) = ask_version(sh, &rustc, version) {
@@ -45,6 +41,46 @@ pub(super) fn rustc(sh: &Shell, version: &str, folder: &Path) -> Result<Toolchai
     write_wrapper(&rustc, &root)?;
     cmd!(sh, "chmod +x {rustc}").quiet().run()?;
     ask_version(sh, &rustc, version)
+}
+
+/// Unpacks the libraries for another machine beside a compiler that [`rustc`] unpacked, unless they
+/// are there already. `machine` is Debian's name of it, `target` the compiler's.
+pub(crate) fn add_library(
+    sh: &Shell,
+    version: &str,
+    folder: &Path,
+    machine: &str,
+    target: &str,
+) -> Result<()> {
+    let release = release_with(version)?;
+    let folder = folder.join(release);
+    let root = folder.join("root");
+    let library = root.join("usr/lib/rustlib").join(target).join("lib");
+    if library.is_dir() {
+        return Ok(());
+    }
+    println!("unpacking the libraries of Rust {version} for {target}");
+    let sh = sh.clone();
+    let apt = folder.join(format!("apt-{machine}"));
+    sh.set_var("APT_CONFIG", configure_apt(release, &apt, Some(machine))?);
+    sh.set_var("LC_ALL", "C.UTF-8");
+    update(&sh, release)?;
+    let package = format!("libstd-rust-dev:{machine}");
+    fetch(&sh, &[package], &folder, &root)?;
+    if !library.is_dir() {
+        bail!("Debian's package has no {}", library.display());
+    }
+    Ok(())
+}
+
+/// The Debian release that has this Rust.
+fn release_with(version: &str) -> Result<&'static str> {
+    match RELEASES.iter().find(|(rust, _)| *rust == version) {
+        Some((_, release)) => Ok(release),
+        None => bail!(
+            "no Debian release is known to have Rust {version}: `rustup toolchain install {version}`"
+        ),
+    }
 }
 
 /// Runs the compiler; fails unless it is of the version wanted.
@@ -67,18 +103,28 @@ fn unpack(sh: &Shell, release: &str, folder: &Path, root: &Path) -> Result<()> {
         }
     }
     let sh = sh.clone();
-    sh.set_var("APT_CONFIG", configure_apt(release, &folder.join("apt"))?);
+    sh.set_var("APT_CONFIG", configure_apt(release, &folder.join("apt"), None)?);
     sh.set_var("LC_ALL", "C.UTF-8");
+    update(&sh, release)?;
+    let mut packages = vec!["rustc".to_string()];
+    packages.extend(needed_by(&sh, "libstd-rust-dev")?);
+    fetch(&sh, &packages, folder, root)
+}
+
+/// Reads what the release has.
+fn update(sh: &Shell, release: &str) -> Result<()> {
     // Errors of single sources are only warnings by default.
     cmd!(sh, "apt-get update -qq --error-on=any").quiet().run().with_context(|| {
         format!("Debian {release} cannot be reached through the machine's package sources")
-    })?;
-    let mut packages = vec!["rustc".to_string()];
-    packages.extend(needed_by(&sh, "libstd-rust-dev")?);
+    })
+}
 
+/// Downloads packages and unpacks them into `root`.
+fn fetch(sh: &Shell, packages: &[String], folder: &Path, root: &Path) -> Result<()> {
     let debs = folder.join("debs");
     fs::create_dir_all(&debs)?;
     fs::create_dir_all(root)?;
+    let sh = sh.clone();
     sh.change_dir(&debs);
     println!("packages: {}", packages.join(" "));
     cmd!(sh, "apt-get download -qq {packages...}").quiet().run().context("downloading packages")?;
@@ -104,19 +150,22 @@ fn package_names(listing: &str) -> Vec<String> {
     listing.lines().filter(|line| !line.starts_with([' ', '<', '|'])).map(str::to_string).collect()
 }
 
-/// Writes the configuration and returns its path.
-fn configure_apt(release: &str, folder: &Path) -> Result<PathBuf> {
-    let machine = fs::read_to_string(SOURCES)
+/// Writes the configuration and returns its path. `machine` is one whose packages are wanted beside
+/// this machine's.
+fn configure_apt(release: &str, folder: &Path, machine: Option<&str>) -> Result<PathBuf> {
+    let sources = fs::read_to_string(SOURCES)
         .with_context(|| format!("{SOURCES}: the machine has no Debian package sources"))?;
     for empty in ["lists/partial", "cache/archives/partial", "sources"] {
         fs::create_dir_all(folder.join(empty))?;
     }
     fs::write(folder.join("status"), "")?;
-    fs::write(folder.join("sources/debian.sources"), sources_of(&machine, release)?)?;
+    fs::write(folder.join("sources/debian.sources"), sources_of(&sources, release)?)?;
     let path = folder.join("apt.conf");
     let folder = folder.to_str().context("the build folder's path is not UTF-8")?;
+    let machine =
+        machine.map(|machine| format!("APT::Architectures:: \"{machine}\";\n")).unwrap_or_default();
     let text = format!(
-        "Dir::State \"{folder}\";\n\
+        "{machine}Dir::State \"{folder}\";\n\
          Dir::State::lists \"{folder}/lists\";\n\
          Dir::State::status \"{folder}/status\";\n\
          Dir::Cache \"{folder}/cache\";\n\

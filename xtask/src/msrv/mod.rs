@@ -3,7 +3,7 @@
 //! The toolchain comes from rustup if it is installed there. Otherwise it comes from the Debian
 //! release that has it, unpacked under the build folder: nothing is installed.
 
-mod debian;
+pub(crate) mod debian;
 
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
@@ -14,9 +14,7 @@ use crate::{Chores, Unavailable};
 ///
 /// [`Unavailable`] if there is no such toolchain to check with.
 pub(crate) fn check(chores: &Chores) -> Result<()> {
-    let manifest = chores.sh.read_file("Cargo.toml")?;
-    let version =
-        rust_version(&manifest).context("Cargo.toml has no line `rust-version = \"…\"`")?;
+    let version = &version(chores)?;
     let target_dir = chores.target.join("msrv/check");
     let check = ["check", "--locked", "--all-features", "--target-dir"];
     let sh = chores.sh.clone();
@@ -33,6 +31,13 @@ pub(crate) fn check(chores: &Chores) -> Result<()> {
     sh.set_var("RUSTC_WORKSPACE_WRAPPER", "");
     sh.set_var("RUSTC", &toolchain.rustc);
     Ok(cmd!(sh, "cargo {check...} {target_dir}").run()?)
+}
+
+/// The oldest version that is supported.
+pub(crate) fn version(chores: &Chores) -> Result<String> {
+    let manifest = chores.sh.read_file("Cargo.toml")?;
+    let version = rust_version(&manifest);
+    Ok(version.context("Cargo.toml has no line `rust-version = \"…\"`")?.to_string())
 }
 
 /// The value of the first `rust-version` in a manifest.

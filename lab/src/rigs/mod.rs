@@ -1,0 +1,52 @@
+//! The kinds of IOMMU, one file each: how it is found, and what a domain of it is made of.
+//!
+//! To add one: a file with a type that implements [`Rig`], and its rows in [`run`].
+
+mod riscv;
+mod smmuv3;
+mod virtio;
+
+use granule::addr::Granule;
+use granule::table::{Lpae4k, Lpae16k, Lpae64k};
+
+use crate::arch::Boot;
+use crate::edu::Edu;
+use crate::pci::Bus;
+use crate::ram::failure;
+use crate::report::Report;
+use crate::rig::{Failure, Rig, Sabotage};
+use crate::scenario::Stage;
+
+/// What every row is given.
+pub(crate) struct Given<'g> {
+    /// What the machine says of itself.
+    pub boot: &'g Boot,
+    /// Its PCI functions.
+    pub bus: &'g Bus,
+    /// The devices.
+    pub edus: &'g [Edu; 2],
+    /// How the driver is broken, if it is.
+    pub sabotage: Option<Sabotage>,
+    /// Where results go.
+    pub report: &'g mut Report,
+}
+
+/// Sets a row's IOMMU up and runs the scenario on it.
+pub(crate) fn run(row: &str, given: Given<'_>) -> Result<(), Failure> {
+    match row {
+        "virtio-4k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K4, given),
+        "virtio-16k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K16, given),
+        "virtio-64k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K64, given),
+        "smmuv3-4k" => play(&smmuv3::SmmuRig::<Lpae4k>::new(given.boot)?, Granule::K4, given),
+        "smmuv3-16k" => play(&smmuv3::SmmuRig::<Lpae16k>::new(given.boot)?, Granule::K16, given),
+        "smmuv3-64k" => play(&smmuv3::SmmuRig::<Lpae64k>::new(given.boot)?, Granule::K64, given),
+        "riscv" => play(&riscv::RiscvRig::new(given.bus)?, Granule::K4, given),
+        _ => Err(failure("the image has no such row")),
+    }
+}
+
+fn play<R: Rig>(rig: &R, granule: Granule, given: Given<'_>) -> Result<(), Failure> {
+    let Given { edus, sabotage, report, .. } = given;
+    Stage { rig, granule, edus, sabotage, report }.run();
+    Ok(())
+}
