@@ -2,8 +2,8 @@
 //!
 //! To add one: a file with a type that implements [`Rig`], and its rows in [`run`].
 
-mod scratch;
 mod virtio;
+mod vtd;
 
 use granule::addr::Granule;
 
@@ -35,7 +35,7 @@ pub(crate) fn run(row: &str, given: Given<'_>) -> Result<(), Failure> {
         "virtio-4k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K4, given),
         "virtio-16k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K16, given),
         "virtio-64k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K64, given),
-        "vtd" => play(&scratch::SRig::new(), Granule::K4, given),
+        "vtd" => play(&vtd::VtdRig::new(given.boot)?, Granule::K4, given),
         _ => Err(failure("the image has no such row")),
     }
 }

@@ -4,10 +4,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use granule::domain::{Reserved, Stream, StreamId};
+use granule_hw::acpi::viot::Viot;
 use granule_hw::virtio_iommu::pci::{PciConfig, Structure, VENDOR, VirtioPci};
 use granule_hw::virtio_iommu::{VirtioDomain, VirtioIommu};
 use granule_hw::{FaultEvent, Mmio};
 
+use crate::arch::Boot;
 use crate::pci::{Bus, Function};
 use crate::platform::Lab;
 use crate::ram::failure;
