@@ -11,6 +11,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi;
+pub mod amdvi;
 mod block;
 pub mod error;
 pub mod fault;
