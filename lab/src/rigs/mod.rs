@@ -2,6 +2,7 @@
 //!
 //! To add one: a file with a type that implements [`Rig`], and its rows in [`run`].
 
+mod amdvi;
 mod virtio;
 mod vtd;
 
@@ -29,13 +30,20 @@ pub(crate) struct Given<'g> {
     pub report: &'g mut Report,
 }
 
+/// Page sizes in bytes.
+const K4: u64 = 4 << 10;
+const K16: u64 = 16 << 10;
+const M2: u64 = 2 << 20;
+
 /// Sets a row's IOMMU up and runs the scenario on it.
 pub(crate) fn run(row: &str, given: Given<'_>) -> Result<(), Failure> {
     match row {
-        "virtio-4k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K4, given),
-        "virtio-16k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K16, given),
-        "virtio-64k" => play(&virtio::VirtioRig::new(given.bus)?, Granule::K64, given),
+        "virtio-4k" => play(&virtio::VirtioRig::new(given.boot, given.bus)?, Granule::K4, given),
+        "virtio-16k" => play(&virtio::VirtioRig::new(given.boot, given.bus)?, Granule::K16, given),
+        "virtio-64k" => play(&virtio::VirtioRig::new(given.boot, given.bus)?, Granule::K64, given),
         "vtd" => play(&vtd::VtdRig::new(given.boot)?, Granule::K4, given),
+        "amdvi-4k" => play(&amdvi::AmdRig::new(given.boot, K4, M2)?, Granule::K4, given),
+        "amdvi-16k" => play(&amdvi::AmdRig::new(given.boot, K16, K16)?, Granule::K16, given),
         _ => Err(failure("the image has no such row")),
     }
 }

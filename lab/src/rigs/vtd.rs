@@ -52,8 +52,8 @@ impl Rig for VtdRig {
         Ok(Paged::new(&Lab, core::slice::from_ref(&self.iommu))?)
     }
 
-    fn stream(&self, rid: u16) -> Stream {
-        Stream::new(rid.into())
+    fn stream(&self, rid: u16) -> Result<Stream, Failure> {
+        Ok(Stream::new(rid.into()))
     }
 
     fn reserved(&self, rid: u16) -> Result<Vec<Reserved>, Failure> {
