@@ -99,7 +99,7 @@ impl Lab {
     /// Each row with each broken driver: the checks have to fail, and the run has to reach its end.
     fn run_broken(&self, rows: &[&Row]) -> Result<()> {
         let mut missed = 0;
-        println!("{:14} {:16} caught by", "row", "driver");
+        println!("{:14} {:16} noticed by", "row", "driver");
         for row in rows {
             for sabotage in Sabotage::ALL {
                 let run = self.boot(row, Some(sabotage))?;
@@ -109,7 +109,9 @@ impl Lab {
                 let what = match (wanted, run.verdict.failures.as_slice()) {
                     (false, []) => "does not apply: its UNMAP is its invalidation".to_string(),
                     (_, []) => "nothing".to_string(),
-                    (_, [first, rest @ ..]) => format!("{} checks, first: {first}", rest.len() + 1),
+                    (_, [first, rest @ ..]) => {
+                        format!("{} checks, the first: {}", rest.len() + 1, check(first))
+                    }
                 };
                 println!("{:14} {:16} {what}", row.name, sabotage.name());
                 if !right {
@@ -143,6 +145,11 @@ impl Run {
         }
         println!("    all it printed: {}", show(&self.log));
     }
+}
+
+/// The check that a failure's line is about: its group and what it says, without the values.
+fn check(failure: &str) -> String {
+    failure.split(": ").take(2).collect::<Vec<_>>().join(": ")
 }
 
 fn show(path: &Path) -> String {
