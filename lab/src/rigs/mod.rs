@@ -9,6 +9,7 @@ mod vtd;
 use granule::addr::Granule;
 
 use crate::arch::Boot;
+use crate::disk;
 use crate::edu::Edu;
 use crate::pci::Bus;
 use crate::ram::failure;
@@ -44,6 +45,20 @@ pub(crate) fn run(row: &str, given: Given<'_>) -> Result<(), Failure> {
         "vtd" => play(&vtd::VtdRig::new(given.boot)?, Granule::K4, given),
         "amdvi-4k" => play(&amdvi::AmdRig::new(given.boot, K4, M2)?, Granule::K4, given),
         "amdvi-16k" => play(&amdvi::AmdRig::new(given.boot, K16, K16)?, Granule::K16, given),
+        _ => Err(failure("the image has no such row")),
+    }
+}
+
+/// Sets a row's IOMMU up and drives a disk behind it.
+pub(crate) fn run_disk(
+    iommu: &str,
+    boot: &Boot,
+    bus: &Bus,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    match iommu {
+        "virtio-64k" => disk::run(&virtio::VirtioRig::new(boot, bus)?, boot, bus, report),
+        "vtd" => disk::run(&vtd::VtdRig::new(boot)?, boot, bus, report),
         _ => Err(failure("the image has no such row")),
     }
 }
