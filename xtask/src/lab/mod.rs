@@ -16,7 +16,7 @@ mod qemu;
 mod rows;
 mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -51,11 +51,10 @@ impl Lab {
         let folder = chores.target.join("lab");
         fs::create_dir_all(&folder)?;
         let mut images = BTreeMap::new();
-        for row in rows {
-            if !images.contains_key(&row.machine) {
-                qemu::check(row.machine)?;
-                images.insert(row.machine, image::build(chores, row.machine, &folder)?);
-            }
+        let machines: BTreeSet<Machine> = rows.iter().map(|row| row.machine).collect();
+        for machine in machines {
+            qemu::check(machine)?;
+            images.insert(machine, image::build(chores, machine, &folder)?);
         }
         Ok(Self { images, logs: folder })
     }
