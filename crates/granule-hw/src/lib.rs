@@ -26,3 +26,13 @@ pub mod wait;
 pub use error::HwError;
 pub use fault::{FaultEvent, FaultReason};
 pub use mmio::{Mmio, Registers};
+
+/// The first and last address of the window in which a PC's interrupts are written.
+const X86_INTERRUPTS: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
+
+/// A range of IOVA space that nothing is mapped in.
+fn hole((first, last): (u64, u64)) -> Option<granule::domain::Reserved> {
+    use granule::addr::{Iova, IovaRange};
+    let range = IovaRange::from_inclusive(Iova::new(first), Iova::new(last));
+    range.ok().map(granule::domain::Reserved::hole)
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use granule::addr::{PhysAddr, PhysRange};
+use granule::addr::{Direction, PhysAddr, PhysRange};
 use granule::mem::{FrameError, FrameRequest, Platform};
 use granule_sim::machine::Machine;
 use granule_sim::platform::SimPlatform;
@@ -11,6 +11,13 @@ use granule_sim::platform::SimPlatform;
 pub(crate) fn machine() -> Machine {
     let ram = PhysRange::new(PhysAddr::new(0x1000_0000), 64 << 20).expect("a range");
     Machine::builder().ram(ram).build().expect("a machine")
+}
+
+/// The same with caches that no device snoops: what was not cleaned does not reach RAM, and what a
+/// device wrote is not seen before the lines are dropped.
+pub(crate) fn without_snooping() -> Machine {
+    let ram = PhysRange::new(PhysAddr::new(0x1000_0000), 64 << 20).expect("a range");
+    Machine::builder().ram(ram).with_cache().build().expect("a machine")
 }
 
 /// A simulated platform whose clock stands still, or moves by a millisecond a turn so that time-outs
@@ -50,6 +57,14 @@ unsafe impl Platform for Clocked {
 
     fn phys(&self, ptr: *const u8, len: usize) -> Option<PhysRange> {
         self.inner.phys(ptr, len)
+    }
+
+    fn sync_for_device(&self, range: PhysRange, direction: Direction) {
+        self.inner.sync_for_device(range, direction);
+    }
+
+    fn sync_for_cpu(&self, range: PhysRange, direction: Direction) {
+        self.inner.sync_for_cpu(range, direction);
     }
 
     fn now(&self) -> u64 {

@@ -89,8 +89,12 @@ impl Viot {
         Ok(Self { viommus: places.into_iter().map(|(_, place)| place).collect(), endpoints })
     }
 
-    /// The IOMMU of a PCI function, and its endpoint id there.
+    /// The IOMMU of a PCI function, and its endpoint id there. `None` for an IOMMU itself, even where
+    /// the table counts it in (QEMU's names the whole bus).
     pub fn of_function(&self, segment: u16, function: u16) -> Option<(usize, u32)> {
+        if self.viommus.contains(&ViommuPlace::Pci { segment, function }) {
+            return None;
+        }
         self.endpoints.iter().find_map(|range| match *range {
             Endpoints::Pci { segments, functions, first_id, viommu } => {
                 let inside = (segments.0..=segments.1).contains(&segment)
@@ -135,14 +139,14 @@ mod tests {
     use crate::acpi::table::testing::{join, table};
     use proptest::prelude::*;
 
-    /// As QEMU writes it: the IOMMU at 00:02.0, everything on the bus but itself behind it.
+    /// The IOMMU at 00:02.0, and two ranges behind it, of which one counts it in, as QEMU's does.
     fn sample() -> Vec<u8> {
         table(
             *b"VIOT",
             &join(&[
                 &[3, 0, 48, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                 &[3, 0, 16, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                &[1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x0f, 0, 48, 0, 0, 0, 0, 0, 0, 0],
+                &[1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 48, 0, 0, 0, 0, 0, 0, 0],
                 &[
                     1, 0, 24, 0, 0x11, 0, 0, 0, 0, 0, 0, 0, 0x11, 0, 0xff, 0, 48, 0, 0, 0, 0, 0, 0,
                     0,

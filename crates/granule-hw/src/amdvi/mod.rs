@@ -22,7 +22,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use granule::addr::{DmaAddr, PageSizes};
-use granule::domain::{StreamId, UnitInfo};
+use granule::domain::{Reserved, StreamId, UnitInfo};
 use granule::mem::Platform;
 use granule::table::FormatId;
 use lock_api::Mutex;
@@ -38,6 +38,9 @@ pub use unit::AmdContext;
 /// The largest page that is used: Linux leaves out 256 GiB, which some hardware gets wrong.
 const PAGE_SIZES: u64 = (1 << 38) - (1 << 12);
 
+/// The first and last address of HyperTransport's own range.
+const HYPER_TRANSPORT: (u64, u64) = (0xfd_0000_0000, 0xff_ffff_ffff);
+
 /// What the unit's own registers do not tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AmdConfig {
@@ -45,7 +48,8 @@ pub struct AmdConfig {
     pub name: String,
     /// The width of physical addresses in bits: IVRS, PASize.
     pub physical_bits: u32,
-    /// The width of IOVAs in bits: IVRS, VASize; 0 if it does not say.
+    /// The width of IOVAs in bits: IVRS, VASize, or fewer for shorter walks (48: four levels, 39:
+    /// three); 0 if nobody says.
     pub virtual_bits: u32,
     /// The flags of the unit's IVHD block.
     pub flags: u8,
@@ -115,6 +119,12 @@ impl<P: Platform, R: Registers> AmdUnit<P, R> {
     /// The unit's registers.
     pub fn registers(&self) -> &R {
         &self.registers
+    }
+
+    /// What no device behind the unit can use as IOVA: interrupts, and HyperTransport's own range
+    /// (2.1.4.2, and the processors' address maps). Part of every domain's configuration.
+    pub fn reserved(&self) -> Vec<Reserved> {
+        [crate::X86_INTERRUPTS, HYPER_TRANSPORT].into_iter().filter_map(crate::hole).collect()
     }
 
     /// Programs the unit again after it lost its state (resume), or to get it out of an error, from

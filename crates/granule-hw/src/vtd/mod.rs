@@ -26,7 +26,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use granule::addr::DmaAddr;
-use granule::domain::{StreamId, UnitInfo};
+use granule::domain::{Reserved, StreamId, UnitInfo};
 use granule::mem::Platform;
 use granule::table::FormatId;
 use lock_api::Mutex;
@@ -97,6 +97,21 @@ impl<P: Platform, R: Registers> VtdUnit<P, R> {
     /// The unit's registers.
     pub fn registers(&self) -> &R {
         &self.registers
+    }
+
+    /// What no device behind the unit can use as IOVA: writes there are interrupts (3.14). Part of
+    /// every domain's configuration.
+    pub fn reserved(&self) -> Vec<Reserved> {
+        crate::hole(crate::X86_INTERRUPTS).into_iter().collect()
+    }
+
+    /// Allocates the context table of a bus (4 KiB), which stays for the unit's life. Else the first
+    /// attachment of a device of that bus does, and may fail for want of memory.
+    ///
+    /// # Errors
+    /// [`HwError::Memory`].
+    pub fn reserve_bus(&self, bus: u8) -> Result<(), HwError> {
+        self.contexts.lock().make_room(u16::from(bus) << 8)
     }
 
     /// Programs the unit again after it lost its state (resume), or to get it out of an error, from

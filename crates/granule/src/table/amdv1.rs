@@ -106,10 +106,8 @@ impl Format for Amdv1 {
             return 0;
         }
         let size = 13 + (entry >> 12).trailing_ones();
-        match size.checked_sub(12 + 9 * level) {
-            Some(group @ 1..=8) => group,
-            _ => 0,
-        }
+        let group = size.checked_sub(12 + 9 * level);
+        group.filter(|group| (1..=8).contains(group)).unwrap_or(0)
     }
 
     #[inline]

@@ -64,6 +64,8 @@ fn it_starts_blocked_and_translating() {
     for function in [0, 0x18, 0xffff] {
         assert_eq!(model.device(function), (3, 0), "valid, no rights");
     }
+    let reserved: Vec<_> = unit.reserved().iter().map(|reserved| reserved.range()).collect();
+    assert_eq!(reserved, [range(0xfee0_0000, 0x10_0000), range(0xfd_0000_0000, 0x3_0000_0000)]);
     let info = unit.info();
     assert_eq!((info.input_bits, info.output_bits), (48, 40));
     assert!(info.page_sizes.contains(16 << 10) && !info.page_sizes.contains(1 << 38));
@@ -195,7 +197,8 @@ fn a_domain_is_walked_from_the_device_table() {
     let (machine, model, unit) = start(FEATURES);
     let iommu = Iommu::new(unit);
     let platform = Clocked::hasty(&machine);
-    let domain = Paged::<Amdv1, _, _>::new(&platform, &[iommu.clone()]).expect("a table");
+    let domain =
+        Paged::<Amdv1, _, _>::new(&platform, core::slice::from_ref(&iommu)).expect("a table");
     let page = PhysRange::new(PhysAddr::new(0x1234_4000), 0x4000).expect("a range");
     let read = Attributes::memory(Access::READ);
     // SAFETY: no device does anything.

@@ -1,4 +1,4 @@
-//! The driver against a model of the device.
+//! The driver against a model of the device, which does not snoop the CPU's caches.
 
 mod model;
 mod pci;
@@ -12,7 +12,7 @@ use granule::table::{Hint, TableError};
 use granule_sim::machine::Machine;
 
 use super::{VirtioDomain, VirtioIommu};
-use crate::testing::{Clocked, machine};
+use crate::testing::{Clocked, without_snooping};
 use crate::{FaultReason, HwError};
 use model::{Model, Space};
 
@@ -27,7 +27,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let machine = Arc::new(machine());
+        let machine = Arc::new(without_snooping());
         let model = Model::new(machine.clone());
         let device = VirtioIommu::new(Clocked::hasty(&machine), model.clone(), "viommu");
         Self { model, device: device.expect("it starts"), machine }
@@ -240,7 +240,7 @@ fn faults_are_handed_over_and_buffers_go_back() {
 
 #[test]
 fn a_device_that_cannot_serve_is_refused() {
-    let machine = Arc::new(machine());
+    let machine = Arc::new(without_snooping());
     let start = |features, frozen, status| {
         let model = Model::new(machine.clone());
         model.state().features = features;

@@ -13,6 +13,9 @@ pub(super) const FEATURES: u64 = 0x101_3000_0077;
 /// The reserved region of every endpoint.
 pub(super) const MSI: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
 
+/// Pieces of a request: address, length, and whether the device writes.
+type Chain = Vec<(u64, u32, bool)>;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Space {
     pub(super) endpoints: BTreeSet<u32>,
@@ -57,12 +60,12 @@ impl Model {
 
     fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.machine.ram().read(PhysAddr::new(at), &mut bytes).expect("inside RAM");
+        assert!(self.machine.memory().master(false).read(PhysAddr::new(at), &mut bytes));
         bytes
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
-        self.machine.ram().write(PhysAddr::new(at), bytes).expect("inside RAM");
+        assert!(self.machine.memory().master(false).write(PhysAddr::new(at), bytes));
     }
 
     fn word(&self, at: u64) -> u32 {
@@ -78,7 +81,7 @@ impl Model {
     }
 
     /// The next chain of a queue: its head, and (address, length, whether the device writes).
-    fn take(&self, state: &mut State, queue: usize) -> Option<(u16, Vec<(u64, u32, bool)>)> {
+    fn take(&self, state: &mut State, queue: usize) -> Option<(u16, Chain)> {
         let (size, at) = state.queues[queue]?;
         if self.half(at.driver + 2) == state.seen[queue] {
             return None;

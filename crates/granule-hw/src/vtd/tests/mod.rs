@@ -1,4 +1,4 @@
-//! The driver against a model of the unit.
+//! The driver against a model of the unit, which does not snoop the CPU's caches.
 
 mod model;
 
@@ -12,7 +12,7 @@ use granule_sim::machine::Machine;
 
 use super::spec::global;
 use super::{VtdConfig, VtdUnit};
-use crate::testing::{Clocked, machine};
+use crate::testing::{Clocked, without_snooping};
 use crate::{FaultReason, HwError};
 use model::{CAP, ECAP, Model};
 
@@ -23,7 +23,7 @@ fn config() -> VtdConfig {
 }
 
 fn start(cap: u64, ecap: u64) -> (Arc<Machine>, Model, Result<TestUnit, HwError>) {
-    let machine = Arc::new(machine());
+    let machine = Arc::new(without_snooping());
     let model = Model::new(machine.clone(), cap, ecap);
     let unit = VtdUnit::new(Clocked::hasty(&machine), model.clone(), config());
     (machine, model, unit)
@@ -163,7 +163,7 @@ fn a_unit_that_does_not_answer_is_an_error_until_its_reset() {
 
 #[test]
 fn firmware_is_taken_over() {
-    let machine = Arc::new(machine());
+    let machine = Arc::new(without_snooping());
     // Write-buffer flush and protected memory too; translation and a queue are on.
     let model = Model::new(machine.clone(), CAP | 0x30, ECAP);
     model.state().status = global::TRANSLATION | global::QUEUE | 1 << 25;
@@ -226,7 +226,8 @@ fn a_domain_is_walked_from_the_root_table() {
     let (machine, model, unit) = start(CAP, ECAP);
     let iommu = Iommu::new(unit.expect("it starts"));
     let platform = Clocked::hasty(&machine);
-    let domain = Paged::<Vtd2, _, _>::new(&platform, &[iommu.clone()]).expect("a table");
+    let domain =
+        Paged::<Vtd2, _, _>::new(&platform, core::slice::from_ref(&iommu)).expect("a table");
     let page = PhysRange::new(PhysAddr::new(0x1234_5000), 4096).expect("a range");
     let read = Attributes::memory(Access::READ);
     // SAFETY: no device does anything.
@@ -251,6 +252,8 @@ fn tables_outlive_the_driver() {
     let context = unit.open(&layout(0x1000)).expect("an id");
     // SAFETY: nothing walks the tables.
     unsafe { unit.attach(&context, StreamId::exact(8)) }.expect("answered");
+    unit.reserve_bus(0).expect("there already");
+    assert_eq!(unit.reserved()[0].range(), range(0xfee0_0000, 0x10_0000));
     drop(unit);
     // The root table and one context table; the queue was turned off and is free.
     assert_eq!(machine.frames().live_bytes(), 2 * 4096);

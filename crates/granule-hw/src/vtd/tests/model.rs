@@ -78,7 +78,7 @@ impl Model {
 
     pub(super) fn long(&self, at: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.machine.ram().read(PhysAddr::new(at), &mut bytes).expect("inside RAM");
+        assert!(self.machine.memory().master(false).read(PhysAddr::new(at), &mut bytes));
         u64::from_le_bytes(bytes)
     }
 
@@ -101,7 +101,7 @@ impl Model {
                 5 => {
                     assert_eq!(low & 0xfff0, 0x60, "fence, status, no interrupt");
                     let value = ((low >> 32) as u32).to_le_bytes();
-                    self.machine.ram().write(PhysAddr::new(high), &value).expect("inside RAM");
+                    assert!(self.machine.memory().master(false).write(PhysAddr::new(high), &value));
                 }
                 other => panic!("no such descriptor: {other}"),
             }
