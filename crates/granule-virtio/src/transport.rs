@@ -126,6 +126,7 @@ mod tests {
     use super::*;
 
     /// A device that offers some features and remembers what was acknowledged.
+    #[derive(Debug)]
     struct Fake {
         offered: u64,
         acknowledged: u64,
@@ -183,7 +184,7 @@ mod tests {
     fn access_platform_is_acknowledged_and_nothing_that_is_not_offered() {
         let offered = ACCESS_PLATFORM | VERSION_1 | 0b1011;
         let mut transport =
-            AccessPlatform::new(Fake { offered, acknowledged: 0 }).ok().expect("offered");
+            AccessPlatform::new(Fake { offered, acknowledged: 0 }).expect("offered");
         transport.write_driver_features(0b0010);
         assert_eq!(transport.inner.acknowledged, ACCESS_PLATFORM | VERSION_1 | 0b0010);
     }

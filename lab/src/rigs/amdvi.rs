@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use granule::addr::{Iova, IovaRange, PageSizes, PhysAddr};
+use granule::addr::{PageSizes, PhysAddr};
 use granule::domain::{
     Invalidation, Iommu, Paged, Reserved, Stream, StreamId, Unit, UnitError, UnitInfo,
 };
@@ -16,9 +16,6 @@ use crate::arch::Boot;
 use crate::platform::Lab;
 use crate::ram::failure;
 use crate::rig::{Failure, Rig};
-
-/// Writes to this range are interrupts, whatever the tables say (48882, 2.2.2.1).
-const INTERRUPTS: (u64, u64) = (0xfee0_0000, 0x10_0000);
 
 /// The size of the register block in bytes (48882, 3.4).
 const REGISTERS: usize = 0x4000;
@@ -74,8 +71,7 @@ impl Rig for AmdRig {
     }
 
     fn reserved(&self, rid: u16) -> Result<Vec<Reserved>, Failure> {
-        let (start, len) = INTERRUPTS;
-        let mut reserved = alloc::vec![Reserved::hole(IovaRange::new(Iova::new(start), len)?)];
+        let mut reserved = self.iommu.unit().unit.reserved();
         for memory in self.ivrs.reserved_for(rid) {
             // SAFETY: the firmware of the machine tells the truth about its memory.
             reserved.extend(unsafe { memory.mapped() });

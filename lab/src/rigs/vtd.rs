@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use granule::addr::{Iova, IovaRange};
 use granule::domain::{Iommu, Paged, Reserved, Stream};
 use granule::table::Vtd2;
 use granule_hw::acpi::dmar::Dmar;
@@ -14,9 +13,6 @@ use crate::arch::Boot;
 use crate::platform::Lab;
 use crate::ram::failure;
 use crate::rig::{Failure, Rig};
-
-/// Writes to this range are interrupts, whatever the tables say (VT-d 4.1, 3.14).
-const INTERRUPTS: (u64, u64) = (0xfee0_0000, 0x10_0000);
 
 type Unit = VtdUnit<Lab, Mmio>;
 
@@ -57,8 +53,7 @@ impl Rig for VtdRig {
     }
 
     fn reserved(&self, rid: u16) -> Result<Vec<Reserved>, Failure> {
-        let (start, len) = INTERRUPTS;
-        let mut reserved = alloc::vec![Reserved::hole(IovaRange::new(Iova::new(start), len)?)];
+        let mut reserved = self.iommu.unit().reserved();
         // No bridge stands between.
         for memory in self.dmar.reserved_for(0, rid, |_| None) {
             // SAFETY: the firmware of the machine tells the truth about its memory.
