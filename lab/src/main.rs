@@ -9,6 +9,7 @@ extern crate alloc;
 mod console;
 
 mod arch;
+mod disk;
 mod edu;
 mod heap;
 mod pci;
@@ -45,12 +46,15 @@ fn run(boot: &Boot, report: &mut Report) -> Result<(), Failure> {
     for function in bus.functions() {
         println!("pci {function}");
     }
+    let row = option(boot, "row").unwrap_or_default();
+    if let Some(iommu) = row.strip_prefix("disk-") {
+        return rigs::run_disk(iommu, boot, &bus, report);
+    }
     let mut edus = bus.find(edu::ID).filter_map(Edu::new);
     let (Some(first), Some(second)) = (edus.next(), edus.next()) else {
         return Err(ram::failure("the machine does not have two edu devices"));
     };
     let edus = [first, second];
-    let row = option(boot, "row").unwrap_or_default();
     rigs::run(row, Given { boot, bus: &bus, edus: &edus, sabotage, report })
 }
 

@@ -41,7 +41,7 @@ impl<'e, R: Rig> Player<'e, R> {
         pool: Option<Arc<BouncePool<Lab>>>,
     ) -> Result<Self, Failure> {
         let domain = domain(rig, sabotage, edu.rid, policy)?;
-        let device = domain.attach(spec, &[rig.stream(edu.rid)], pool)?;
+        let device = domain.attach(spec, &[rig.stream(edu.rid)?], pool)?;
         let mirror = Coherent::new(device.clone(), CAPACITY as u64, MapFlags::GUARD)?;
         Ok(Self { edu, device, domain, mirror })
     }

@@ -27,12 +27,17 @@ pub(crate) trait Rig {
     fn translation(&self) -> Result<Self::Translation, Failure>;
 
     /// The stream of the PCI function with this requester id.
-    fn stream(&self, rid: u16) -> Stream;
+    fn stream(&self, rid: u16) -> Result<Stream, Failure>;
 
     /// Ranges that are not for allocation in a domain of that function.
     fn reserved(&self, rid: u16) -> Result<Vec<Reserved>, Failure>;
 
-    /// A page size above the granule that has to be used where memory allows, or 0.
+    /// The smallest page that domains use, in bytes, where that is not the translation's own.
+    fn smallest_page(&self) -> u64 {
+        0
+    }
+
+    /// A page size that has to be used where memory allows, or 0.
     fn large_page(&self) -> u64;
 
     /// Whether an entry can be written that lets a device write and not read.
@@ -55,7 +60,11 @@ pub(crate) fn domain<R: Rig>(
     rid: u16,
     policy: InvalidationPolicy,
 ) -> Result<Arc<RigDomain<R>>, Failure> {
-    let translation = Saboteur { inner: rig.translation()?, sabotage };
+    let inner = rig.translation()?;
+    let mut geometry = inner.geometry().clone();
+    let sizes = geometry.page_sizes.iter().filter(|size| *size >= rig.smallest_page());
+    geometry.page_sizes = sizes.collect();
+    let translation = Saboteur { inner, geometry, sabotage };
     let config = DomainConfig { policy, reserved: rig.reserved(rid)?, window: None };
     Ok(Domain::new(&Lab, translation, &config)?)
 }
@@ -83,6 +92,8 @@ impl Sabotage {
 /// A translation that does as it is told, or not quite.
 pub(crate) struct Saboteur<T> {
     inner: T,
+    /// The inner one's, with the page sizes that the row is about.
+    geometry: Geometry,
     sabotage: Option<Sabotage>,
 }
 
@@ -105,7 +116,7 @@ impl<T> Saboteur<T> {
 // devices are made to touch only where the scenario looks.
 unsafe impl<T: Translation> Translation for Saboteur<T> {
     fn geometry(&self) -> &Geometry {
-        self.inner.geometry()
+        &self.geometry
     }
 
     unsafe fn map(

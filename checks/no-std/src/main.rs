@@ -10,6 +10,7 @@ extern crate alloc;
 extern crate granule as _;
 extern crate granule_board as _;
 extern crate granule_hw as _;
+extern crate granule_virtio as _;
 
 mod calls;
 mod machine;

@@ -120,3 +120,78 @@ impl<T: Transport> Transport for AccessPlatform<T> {
         self.inner.write_config_space(offset, value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device that offers some features and remembers what was acknowledged.
+    #[derive(Debug)]
+    struct Fake {
+        offered: u64,
+        acknowledged: u64,
+    }
+
+    impl Transport for Fake {
+        fn device_type(&self) -> DeviceType {
+            DeviceType::Block
+        }
+        fn read_device_features(&mut self) -> u64 {
+            self.offered
+        }
+        fn write_driver_features(&mut self, driver_features: u64) {
+            self.acknowledged = driver_features;
+        }
+        fn max_queue_size(&mut self, _: u16) -> u32 {
+            0
+        }
+        fn notify(&mut self, _: u16) {}
+        fn get_status(&self) -> DeviceStatus {
+            DeviceStatus::empty()
+        }
+        fn set_status(&mut self, _: DeviceStatus) {}
+        fn set_guest_page_size(&mut self, _: u32) {}
+        fn requires_legacy_layout(&self) -> bool {
+            false
+        }
+        fn queue_set(&mut self, _: u16, _: u32, _: PhysAddr, _: PhysAddr, _: PhysAddr) {}
+        fn queue_unset(&mut self, _: u16) {}
+        fn queue_used(&mut self, _: u16) -> bool {
+            false
+        }
+        fn ack_interrupt(&mut self) -> bool {
+            false
+        }
+        fn read_config_generation(&self) -> u32 {
+            0
+        }
+        fn read_config_space<V: FromBytes + IntoBytes>(
+            &self,
+            _: usize,
+        ) -> virtio_drivers::Result<V> {
+            Err(virtio_drivers::Error::ConfigSpaceMissing)
+        }
+        fn write_config_space<V: IntoBytes + Immutable>(
+            &mut self,
+            _: usize,
+            _: V,
+        ) -> virtio_drivers::Result<()> {
+            Err(virtio_drivers::Error::ConfigSpaceMissing)
+        }
+    }
+
+    #[test]
+    fn access_platform_is_acknowledged_and_nothing_that_is_not_offered() {
+        let offered = ACCESS_PLATFORM | VERSION_1 | 0b1011;
+        let mut transport =
+            AccessPlatform::new(Fake { offered, acknowledged: 0 }).expect("offered");
+        transport.write_driver_features(0b0010);
+        assert_eq!(transport.inner.acknowledged, ACCESS_PLATFORM | VERSION_1 | 0b0010);
+    }
+
+    #[test]
+    fn a_device_that_takes_addresses_for_physical_ones_is_refused() {
+        let refused = AccessPlatform::new(Fake { offered: VERSION_1, acknowledged: 0 }).err();
+        assert_eq!(refused, Some(NotOffered { features: VERSION_1 }));
+    }
+}

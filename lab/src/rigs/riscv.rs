@@ -48,9 +48,9 @@ impl Rig for RiscvRig {
         Ok(Paged::new(&Lab, core::slice::from_ref(&self.0))?)
     }
 
-    fn stream(&self, rid: u16) -> Stream {
+    fn stream(&self, rid: u16) -> Result<Stream, Failure> {
         // A PCI function's device id is its requester id.
-        Stream::new(rid.into())
+        Ok(Stream::new(rid.into()))
     }
 
     fn reserved(&self, _rid: u16) -> Result<Vec<Reserved>, Failure> {

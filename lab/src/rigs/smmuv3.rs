@@ -50,9 +50,9 @@ impl<F: Format> Rig for SmmuRig<F> {
         Ok(Paged::new(&Lab, core::slice::from_ref(&self.iommu))?)
     }
 
-    fn stream(&self, rid: u16) -> Stream {
+    fn stream(&self, rid: u16) -> Result<Stream, Failure> {
         // The machine's `iommu-map` is one to one.
-        Stream::new(rid.into())
+        Ok(Stream::new(rid.into()))
     }
 
     fn reserved(&self, _rid: u16) -> Result<Vec<Reserved>, Failure> {

@@ -3,18 +3,17 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use granule::domain::{Reserved, Stream, StreamId};
-use granule_hw::virtio_iommu::pci::{PciConfig, Structure, VENDOR, VirtioPci};
+use granule::domain::{Reserved, Stream};
+use granule_hw::acpi::viot::{ViommuPlace, Viot};
+use granule_hw::virtio_iommu::pci::{PciConfig, Structure, VirtioPci};
 use granule_hw::virtio_iommu::{VirtioDomain, VirtioIommu};
 use granule_hw::{FaultEvent, Mmio};
 
+use crate::arch::Boot;
 use crate::pci::{Bus, Function};
 use crate::platform::Lab;
 use crate::ram::failure;
 use crate::rig::{Failure, Rig};
-
-/// The PCI device id of a virtio-iommu.
-const DEVICE: u16 = 0x1057;
 
 impl PciConfig for Function {
     fn read32(&self, offset: u16) -> u32 {
@@ -26,13 +25,21 @@ impl PciConfig for Function {
     }
 }
 
-/// The device.
-pub(crate) struct VirtioRig(Arc<VirtioIommu<Lab, VirtioPci<Mmio>>>);
+/// The first virtio-iommu that the table VIOT names.
+pub(crate) struct VirtioRig {
+    device: Arc<VirtioIommu<Lab, VirtioPci<Mmio>>>,
+    viot: Viot,
+}
 
 impl VirtioRig {
     /// Finds and starts it.
-    pub(crate) fn new(bus: &Bus) -> Result<Self, Failure> {
-        let function = bus.find((VENDOR, DEVICE)).next();
+    pub(crate) fn new(boot: &Boot, bus: &Bus) -> Result<Self, Failure> {
+        let table = boot.acpi_table(b"VIOT").ok_or_else(|| failure("there is no table VIOT"))?;
+        let viot = Viot::parse(table)?;
+        let Some(ViommuPlace::Pci { function: rid, .. }) = viot.viommus.first() else {
+            return Err(failure("VIOT names no virtio-iommu on PCI"));
+        };
+        let function = bus.functions().iter().find(|function| function.rid == *rid);
         let function = function.ok_or_else(|| failure("there is no virtio-iommu"))?;
         function.enable();
         let registers = |place: Structure| {
@@ -42,7 +49,8 @@ impl VirtioRig {
             Some(unsafe { Mmio::new(start, place.len as usize) })
         };
         let transport = VirtioPci::new(function, "virtio-iommu", registers)?;
-        Ok(Self(VirtioIommu::new(Lab, transport, "virtio-iommu")?))
+        let device = VirtioIommu::new(Lab, transport, "virtio-iommu")?;
+        Ok(Self { device, viot })
     }
 }
 
@@ -50,15 +58,18 @@ impl Rig for VirtioRig {
     type Translation = VirtioDomain<Lab, VirtioPci<Mmio>>;
 
     fn translation(&self) -> Result<Self::Translation, Failure> {
-        Ok(VirtioDomain::new(&self.0)?)
+        Ok(VirtioDomain::new(&self.device)?)
     }
 
-    fn stream(&self, rid: u16) -> Stream {
-        Stream::new(rid.into())
+    fn stream(&self, rid: u16) -> Result<Stream, Failure> {
+        match self.viot.of_function(0, rid) {
+            Some((0, endpoint)) => Ok(Stream::new(endpoint)),
+            _ => Err(failure("VIOT does not put the function behind the first virtio-iommu")),
+        }
     }
 
     fn reserved(&self, rid: u16) -> Result<Vec<Reserved>, Failure> {
-        let regions = self.0.reserved(StreamId::exact(rid.into()))?;
+        let regions = self.device.reserved(self.stream(rid)?.id)?;
         Ok(regions.iter().map(|region| Reserved::hole(region.range)).collect())
     }
 
@@ -71,7 +82,7 @@ impl Rig for VirtioRig {
     }
 
     fn take_faults(&self, each: &mut dyn FnMut(FaultEvent)) {
-        self.0.take_faults(each);
+        self.device.take_faults(each);
     }
 
     fn records_faults(&self) -> bool {

@@ -6,16 +6,17 @@
 //! | [`machine`] | the emulated machines: emulator, image, exit code |
 //! | [`image`] | building an image |
 //! | [`qemu`] | finding QEMU, running it with a time-out |
+//! | [`disk`] | the disk of the rows that have one |
 //! | [`verdict`] | what a guest's output means |
 
+mod disk;
 mod image;
 mod machine;
 mod qemu;
 mod rows;
 mod verdict;
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -50,11 +51,10 @@ impl Lab {
         let folder = chores.target.join("lab");
         fs::create_dir_all(&folder)?;
         let mut images = BTreeMap::new();
-        for row in rows {
-            if let Entry::Vacant(place) = images.entry(row.machine) {
-                qemu::check(row.machine)?;
-                place.insert(image::build(chores, row.machine, &folder)?);
-            }
+        let machines: BTreeSet<Machine> = rows.iter().map(|row| row.machine).collect();
+        for machine in machines {
+            qemu::check(machine)?;
+            images.insert(machine, image::build(chores, machine, &folder)?);
         }
         Ok(Self { images, logs: folder })
     }
@@ -66,22 +66,27 @@ impl Lab {
             None => row.name.to_string(),
         };
         let begin = Instant::now();
-        let output = qemu::boot(row, image, sabotage)?;
+        let disk = row.has_disk().then(|| self.logs.join(format!("{}.img", row.name)));
+        disk.as_deref().map(disk::fill).transpose()?;
+        let output = qemu::boot(row, image, disk.as_deref(), sabotage)?;
         let log = self.logs.join(format!("{name}.log"));
         fs::write(&log, &output.text).with_context(|| log.display().to_string())?;
         let seconds = begin.elapsed().as_secs_f64();
-        Ok(Run { verdict: Verdict::of(&output, row.machine), seconds, log })
+        let mut verdict = Verdict::of(&output, row.machine);
+        let difference = disk.as_deref().map(disk::compare).transpose()?.flatten();
+        verdict.wrong = verdict.wrong.or(difference);
+        Ok(Run { verdict, seconds, log })
     }
 
     fn run_rows(&self, rows: &[&Row]) -> Result<()> {
         let mut failed = 0;
         let begin = Instant::now();
-        println!("{:14} {:>7} {:>7}  {:>6}  IOMMU", "row", "passed", "failed", "time");
+        println!("{:16} {:>7} {:>7}  {:>6}  IOMMU", "row", "passed", "failed", "time");
         for row in rows {
             let run = self.boot(row, None)?;
             let sums = run.verdict.sums.unwrap_or_default();
             println!(
-                "{:14} {:7} {:7}  {:4.1} s  {}",
+                "{:16} {:7} {:7}  {:4.1} s  {}",
                 row.name, sums.passed, sums.failed, run.seconds, row.about
             );
             if !run.verdict.is_pass() {
@@ -100,8 +105,8 @@ impl Lab {
     /// Each row with each broken driver: the checks have to fail, and the run has to reach its end.
     fn run_broken(&self, rows: &[&Row]) -> Result<()> {
         let mut missed = 0;
-        println!("{:14} {:16} caught by", "row", "driver");
-        for row in rows {
+        println!("{:16} {:16} noticed by", "row", "driver");
+        for row in rows.iter().filter(|row| !row.has_disk()) {
             for sabotage in Sabotage::ALL {
                 let run = self.boot(row, Some(sabotage))?;
                 let wanted = row.notices(sabotage);
@@ -110,9 +115,11 @@ impl Lab {
                 let what = match (wanted, run.verdict.failures.as_slice()) {
                     (false, []) => "does not apply: its UNMAP is its invalidation".to_string(),
                     (_, []) => "nothing".to_string(),
-                    (_, [first, rest @ ..]) => format!("{} checks, first: {first}", rest.len() + 1),
+                    (_, [first, rest @ ..]) => {
+                        format!("{} checks, the first: {}", rest.len() + 1, check(first))
+                    }
                 };
-                println!("{:14} {:16} {what}", row.name, sabotage.name());
+                println!("{:16} {:16} {what}", row.name, sabotage.name());
                 if !right {
                     missed += 1;
                     run.explain();
@@ -144,6 +151,11 @@ impl Run {
         }
         println!("    all it printed: {}", show(&self.log));
     }
+}
+
+/// The check that a failure's line is about: its group and what it says, without the values.
+fn check(failure: &str) -> String {
+    failure.split(": ").take(2).collect::<Vec<_>>().join(": ")
 }
 
 fn show(path: &Path) -> String {

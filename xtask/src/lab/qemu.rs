@@ -18,8 +18,8 @@ const OLDEST: u32 = 10;
 /// How long a row may take. It needs about a second.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The devices that do DMA; addresses of less than 64 bits would be cut off silently.
-const DEVICES: &[&str] =
+/// Two devices that copy; addresses of less than 64 bits would be cut off silently.
+const EDUS: &[&str] =
     &["-device", "edu,dma_mask=0xffffffffffffffff", "-device", "edu,dma_mask=0xffffffffffffffff"];
 
 /// What a run left.
@@ -62,7 +62,12 @@ fn major(text: &str) -> Option<u32> {
 }
 
 /// Runs a row's image until it ends or its time is over.
-pub(super) fn boot(row: &Row, image: &Path, sabotage: Option<Sabotage>) -> Result<Output> {
+pub(super) fn boot(
+    row: &Row,
+    image: &Path,
+    disk: Option<&Path>,
+    sabotage: Option<Sabotage>,
+) -> Result<Output> {
     let machine = row.machine;
     let mut line = format!("row={}", row.name);
     if let Some(sabotage) = sabotage {
@@ -72,7 +77,7 @@ pub(super) fn boot(row: &Row, image: &Path, sabotage: Option<Sabotage>) -> Resul
         .args(EVERY)
         .args(machine.arguments())
         .args(row.iommu)
-        .args(DEVICES)
+        .args(devices(disk))
         .arg("-kernel")
         .arg(image)
         .args(["-append", &line])
@@ -90,6 +95,18 @@ pub(super) fn boot(row: &Row, image: &Path, sabotage: Option<Sabotage>) -> Resul
         text.push_str(&format!("--- {}: {complaints}", machine.emulator()));
     }
     Ok(Output { text, code, timed_out })
+}
+
+/// The devices that do DMA: a disk, or else two that copy.
+fn devices(disk: Option<&Path>) -> Vec<String> {
+    let Some(disk) = disk else {
+        return EDUS.iter().map(ToString::to_string).collect();
+    };
+    // A comma in a path is doubled.
+    let file = disk.display().to_string().replace(',', ",,");
+    let drive = format!("if=none,id=disk,format=raw,file={file}");
+    let device = "virtio-blk-pci,drive=disk,iommu_platform=on,disable-legacy=on".to_string();
+    vec!["-drive".to_string(), drive, "-device".to_string(), device]
 }
 
 /// Reads a stream to its end in a thread of its own.

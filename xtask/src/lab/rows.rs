@@ -112,9 +112,28 @@ pub(super) static ROWS: &[Row] = &[
         iommu: &["-device", "riscv-iommu-pci"],
         caches: true,
     },
+    Row {
+        name: "disk-virtio-64k",
+        about: "a virtio disk behind virtio-iommu, granule 64K",
+        machine: Machine::X86,
+        iommu: &["-device", "virtio-iommu-pci,granule=64k"],
+        caches: false,
+    },
+    Row {
+        name: "disk-vtd",
+        about: "a virtio disk behind Intel VT-d",
+        machine: Machine::X86,
+        iommu: &["-device", "intel-iommu,intremap=off"],
+        caches: true,
+    },
 ];
 
 impl Row {
+    /// Whether the row drives a disk instead of running the scenario.
+    pub(super) fn has_disk(&self) -> bool {
+        self.name.starts_with("disk-")
+    }
+
     /// Whether the checks have to notice this broken driver.
     pub(super) fn notices(&self, sabotage: Sabotage) -> bool {
         match sabotage {
