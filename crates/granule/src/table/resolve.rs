@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::access::{Slot, Table};
-use super::format::{Fence, Format, decode, shift};
+use super::format::{Fence, Format, Kind, decode, shift};
 use super::{Entry, PageTable, TableMemory};
 use crate::addr::{Attributes, Iova, IovaRange, PhysAddr};
 
@@ -51,10 +51,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             return None;
         }
         let table = self.lowest(iova);
-        match table.slot(table.index(iova)) {
-            Slot::Leaf(entry) => Some(resolved::<F>(entry, table.level, iova)),
-            _ => None,
+        if table.level != 0 {
+            return above(table, iova);
         }
+        // Here the level is a constant, and with it every shift and mask of the entry.
+        let entry = table.entries.get(table.index(iova))?.load();
+        (F::kind(entry, 0) == Kind::Leaf).then(|| resolved::<F>(entry, 0, iova))
     }
 
     /// Calls `each` for every page that meets `range`, in order; a page that begins before the range
@@ -74,6 +76,15 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     pub fn empty_table_pages(&self) -> usize {
         let root = self.root();
         (0..root.entries.len()).map(|index| empty_below(&root, index)).sum()
+    }
+}
+
+/// What an address translates to where no table of level 0 is on its way: by a large page, if at all.
+#[inline(never)]
+fn above<F: Format, M: TableMemory>(table: Table<'_, F, M>, iova: u64) -> Option<Resolved> {
+    match table.slot(table.index(iova)) {
+        Slot::Leaf(entry) => Some(resolved::<F>(entry, table.level, iova)),
+        _ => None,
     }
 }
 
