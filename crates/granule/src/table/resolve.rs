@@ -51,10 +51,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             return None;
         }
         let table = self.lowest(iova);
-        if table.level != 0 {
-            return above(table, iova);
+        if table.level != 0 || self.geometry.levels == 1 {
+            return elsewhere::<F, M>(table.entries, table.level, iova);
         }
-        // Here the level is a constant, and with it every shift and mask of the entry.
+        // Here level and length are constants, and with them every shift and mask.
         let entry = table.entries.get(table.index(iova))?.load();
         (F::kind(entry, 0) == Kind::Leaf).then(|| resolved::<F>(entry, 0, iova))
     }
@@ -79,13 +79,17 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     }
 }
 
-/// What an address translates to where no table of level 0 is on its way: by a large page, if at all.
+/// What an address translates to where the walk ends in a root, or above level 0: by a large page,
+/// if at all. Takes a table in parts: a whole one would be put into memory before every look-up.
 #[inline(never)]
-fn above<F: Format, M: TableMemory>(table: Table<'_, F, M>, iova: u64) -> Option<Resolved> {
-    match table.slot(table.index(iova)) {
-        Slot::Leaf(entry) => Some(resolved::<F>(entry, table.level, iova)),
-        _ => None,
-    }
+fn elsewhere<F: Format, M: TableMemory>(
+    entries: &[M::Entry],
+    level: u32,
+    iova: u64,
+) -> Option<Resolved> {
+    let index = (iova >> shift::<F>(level)) as usize & entries.len().wrapping_sub(1);
+    let entry = entries.get(index)?.load();
+    (F::kind(entry, level) == Kind::Leaf).then(|| resolved::<F>(entry, level, iova))
 }
 
 fn empty_below<F: Format, M: TableMemory>(table: &Table<'_, F, M>, index: usize) -> usize {
