@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::access::{Slot, Table};
-use super::format::{Fence, Format, decode, shift};
+use super::format::{Fence, Format, Kind, decode, shift};
 use super::{Entry, PageTable, TableMemory};
 use crate::addr::{Attributes, Iova, IovaRange, PhysAddr};
 
@@ -51,10 +51,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             return None;
         }
         let table = self.lowest(iova);
-        match table.slot(table.index(iova)) {
-            Slot::Leaf(entry) => Some(resolved::<F>(entry, table.level, iova)),
-            _ => None,
+        if table.level != 0 || self.geometry.levels == 1 {
+            return elsewhere::<F, M>(table.entries, table.level, iova);
         }
+        // Here level and length are constants, and with them every shift and mask.
+        let entry = table.entries.get(table.index(iova))?.load();
+        (F::kind(entry, 0) == Kind::Leaf).then(|| resolved::<F>(entry, 0, iova))
     }
 
     /// Calls `each` for every page that meets `range`, in order; a page that begins before the range
@@ -75,6 +77,19 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let root = self.root();
         (0..root.entries.len()).map(|index| empty_below(&root, index)).sum()
     }
+}
+
+/// What an address translates to where the walk ends in a root, or above level 0: by a large page,
+/// if at all. Takes a table in parts: a whole one would be put into memory before every look-up.
+#[inline(never)]
+fn elsewhere<F: Format, M: TableMemory>(
+    entries: &[M::Entry],
+    level: u32,
+    iova: u64,
+) -> Option<Resolved> {
+    let index = (iova >> shift::<F>(level)) as usize & entries.len().wrapping_sub(1);
+    let entry = entries.get(index)?.load();
+    (F::kind(entry, level) == Kind::Leaf).then(|| resolved::<F>(entry, level, iova))
 }
 
 fn empty_below<F: Format, M: TableMemory>(table: &Table<'_, F, M>, index: usize) -> usize {
