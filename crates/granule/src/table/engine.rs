@@ -131,9 +131,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     #[inline(always)]
     pub(super) fn page_entry(&self, at: u64) -> Option<(&M::Entry, u64)> {
         // Where walkers do not snoop, the slow walk sees to the entries on the way.
-        let sound = at & F::GRANULE.mask() == 0
-            && at >> self.geometry.input_bits == 0
-            && self.geometry.levels > 1
+        let fixed = F::MIN_LEVELS > 1 && F::MIN_LEVELS == F::MAX_LEVELS;
+        let sound = at & self.geometry.not_in_iova == 0
+            // Says to the compiler, too, that no root of one level goes on from here.
+            && (fixed || self.geometry.levels > 1)
             && self.memory.coherent();
         if !sound {
             return None;

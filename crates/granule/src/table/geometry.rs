@@ -62,6 +62,10 @@ pub(super) struct Geometry {
     pub(super) root_entries: usize,
     pub(super) roots: usize,
     pub(super) sizes: PageSizes,
+    /// The bits that are clear in the IOVA of every page: those above the input, and the offset.
+    pub(super) not_in_iova: u64,
+    /// The bits that are clear in the physical address of every page.
+    pub(super) not_in_phys: u64,
     /// Levels above 0 that may hold leaves.
     large: u32,
     /// The format's groups that the configuration allows.
@@ -77,6 +81,11 @@ pub(super) struct Run {
 
 fn within(bits: u32, min: u32, max: u32) -> bool {
     (min..=max).contains(&bits)
+}
+
+/// The bits that no page's address of so many bits has set.
+fn not_in_page<F: Format>(bits: u32) -> u64 {
+    u64::MAX.checked_shl(bits).unwrap_or(0) | F::GRANULE.mask()
 }
 
 impl Geometry {
@@ -97,7 +106,18 @@ impl Geometry {
         let levels = Self::levels::<F>(input_bits);
         let (root_entries, roots) = Self::root::<F>(input_bits, levels);
         let (sizes, large, groups) = Self::pages::<F>(input_bits, levels, page_sizes);
-        Ok(Self { levels, input_bits, output_bits, root_entries, roots, sizes, large, groups })
+        Ok(Self {
+            levels,
+            input_bits,
+            output_bits,
+            root_entries,
+            roots,
+            sizes,
+            not_in_iova: not_in_page::<F>(input_bits),
+            not_in_phys: not_in_page::<F>(output_bits),
+            large,
+            groups,
+        })
     }
 
     fn levels<F: Format>(input_bits: u32) -> u32 {

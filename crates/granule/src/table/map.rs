@@ -45,8 +45,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     fn map_page(&self, at: u64, phys: PhysRange, attributes: Attributes) -> Option<Hint> {
         let to = phys.start().raw();
         let sound = phys.len() == F::GRANULE.size()
-            && to & F::GRANULE.mask() == 0
-            && to >> self.geometry.output_bits == 0
+            && to & self.geometry.not_in_phys == 0
             && !attributes.access.is_empty();
         if !sound {
             return None;
