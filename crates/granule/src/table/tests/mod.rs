@@ -8,6 +8,7 @@ mod model;
 mod platform;
 mod properties;
 mod reader;
+mod single;
 mod threads;
 mod tiny;
 
