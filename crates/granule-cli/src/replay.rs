@@ -122,6 +122,11 @@ fn interrupted_early(error: ReplayError, cancel: &AtomicBool) -> CliError {
     }
 }
 
+/// A bar while the file is being read.
+const BAR: &str = "{wide_bar} {percent:>3} %  {msg}  {eta} left";
+/// Where there is no end to measure by.
+const COUNTER: &str = "{spinner} {msg}  {elapsed}";
+
 /// A bar if the size is known, else a counter; hidden unless standard error is a terminal.
 fn bar(input: &Input) -> ProgressBar {
     let target = if io::stderr().is_terminal() {
@@ -129,15 +134,12 @@ fn bar(input: &Input) -> ProgressBar {
     } else {
         ProgressDrawTarget::hidden()
     };
-    let (bar, template) = match input.total() {
-        Some(total) => {
-            let bar = ProgressBar::with_draw_target(Some(total), target);
-            (bar, "{wide_bar} {percent:>3} %  {msg}  {eta} left")
-        }
-        None => (ProgressBar::with_draw_target(None, target), "{spinner} {msg}  {elapsed}"),
-    };
-    let style = ProgressStyle::with_template(template);
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    let template = if input.total().is_some() { BAR } else { COUNTER };
+    ProgressBar::with_draw_target(input.total(), target).with_style(style(template))
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn progress(bar: &ProgressBar) -> Option<OnProgress> {
@@ -145,8 +147,16 @@ fn progress(bar: &ProgressBar) -> Option<OnProgress> {
         return None;
     }
     let bar = bar.clone();
+    let mut measured = bar.length().is_some();
     Some(Box::new(move |progress| {
-        bar.set_position(progress.read);
+        // A packed file may be read whole long before its events are replayed: a bar that stands
+        // at its end would say nothing.
+        if measured && progress.total.is_some_and(|total| progress.read >= total) {
+            measured = false;
+            bar.set_style(style(COUNTER));
+        }
         bar.set_message(format!("{} DMA events", progress.dma_events));
+        bar.set_position(progress.read);
+        bar.tick();
     }))
 }
