@@ -9,6 +9,8 @@ use granule::domain::{DomainError, StreamError, TranslationError};
 use granule::share::{ShareError, Windows};
 use granule::table::TableError;
 use granule_board::{BoardError, LookupError};
+use granule_replay::ReplayError;
+use granule_replay::record::RecordError;
 use granule_sim::machine::MachineError;
 use granule_sim::ram::RamError;
 use granule_sim::walk::{FormatError, WalkFault};
@@ -129,6 +131,32 @@ pub(crate) enum CliError {
     /// The address is not mapped.
     #[error(transparent)]
     NotMapped(#[from] WalkFault),
+    /// A trace cannot be replayed.
+    #[error(transparent)]
+    Replay(ReplayError),
+    /// A device that is not to be trusted is not there.
+    #[error("--untrusted names {device}, which is not one of the devices replayed ({present})")]
+    UntrustedAbsent { device: String, present: String },
+    /// Ctrl-C came before anything was measured.
+    #[error("interrupted after {lines} lines of the trace, before its first DMA event")]
+    Interrupted { lines: u64 },
+    /// Nothing was recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Ctrl-C cannot be watched.
+    #[error("Ctrl-C can't be watched: {error}")]
+    Signals { error: io::Error },
+}
+
+impl From<ReplayError> for CliError {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Open { path, cause } => Self::Read { path, error: cause },
+            // Two options contradict each other.
+            ReplayError::FormatGranule { .. } => Self::Usage { message: error.to_string() },
+            error => Self::Replay(error),
+        }
+    }
 }
 
 /// A device reached what it should not, or not what it should.
@@ -180,6 +208,11 @@ impl CliError {
             Self::RootMisaligned { .. } => "root_misaligned",
             Self::Shape(_) => "table_shape",
             Self::NotMapped(_) => "not_mapped",
+            Self::Replay(error) => replay_kind(error),
+            Self::UntrustedAbsent { .. } => "no_such_device",
+            Self::Interrupted { .. } => "interrupted",
+            Self::Record(error) => record_kind(error),
+            Self::Signals { .. } => "signals",
         }
     }
 
@@ -246,6 +279,25 @@ fn lookup_kind(error: &LookupError) -> &'static str {
         LookupError::Disabled { .. } => "device_disabled",
         LookupError::NotADevice { .. } => "not_a_device",
         _ => "device",
+    }
+}
+
+fn replay_kind(error: &ReplayError) -> &'static str {
+    match error {
+        ReplayError::Read { .. } => "read",
+        ReplayError::Binary { .. } => "binary_trace",
+        ReplayError::NoDma { .. } => "no_dma_events",
+        ReplayError::NoSuchDevice { .. } => "no_such_device",
+        ReplayError::Machine { .. } => "machine",
+        _ => "replay",
+    }
+}
+
+fn record_kind(error: &RecordError) -> &'static str {
+    match error {
+        RecordError::NoTracefs => "no_tracefs",
+        RecordError::NoEvents => "no_dma_events",
+        _ => "record",
     }
 }
 

@@ -1,16 +1,23 @@
-//! The command `granule`: boards, page tables, and who can share which memory with whom.
+//! The command `granule`: boards, page tables, who can share which memory with whom, and what a
+//! recorded workload costs.
 //!
 //! | module | what it is |
 //! | --- | --- |
 //! | `args`, `size` | the command line |
 //! | `error` | why it refuses, with a kind for programs and a message for people |
 //! | `text`, `output` | addresses and sizes as people read them; files that are whole or not there |
-//! | `board`, `walk`, `share` | the three commands |
+//! | `board`, `walk`, `share`, `replay`, `record` | the commands |
+//! | `figures` | what a replay measured, as tables |
+//! | `interrupt` | Ctrl-C |
 
 mod args;
 mod board;
 mod error;
+mod figures;
+mod interrupt;
 mod output;
+mod record;
+mod replay;
 mod share;
 mod size;
 mod text;
@@ -18,8 +25,9 @@ mod walk;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 
 use crate::args::{Cli, Command};
 use crate::error::CliError;
@@ -34,11 +42,20 @@ fn main() -> ExitCode {
         Command::Share(args) => share::run(args),
         Command::Board(args) => board::run(args),
         Command::Walk(args) => walk::run(args),
+        Command::Replay(args) => replay::run(args),
+        Command::Record(args) => record::run(args),
+        Command::Completions(args) => Ok(completions(args.shell)),
     };
     match result.and_then(|text| output::print(&text)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error, json),
     }
+}
+
+fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "granule", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// Exit status 0 for help and version, else 2.

@@ -57,10 +57,17 @@ pub(crate) fn memory(text: &str) -> Result<PhysRange, String> {
 
 /// The CPU's page: 4K, 16K or 64K.
 pub(crate) fn cpu_page(text: &str) -> Result<Granule, String> {
+    usual(text).ok_or_else(|| format!("`{text}` is no CPU page: 4K, 16K or 64K"))
+}
+
+/// The smallest page of an IOMMU: 4K, 16K or 64K.
+pub(crate) fn granule(text: &str) -> Result<Granule, String> {
+    usual(text).ok_or_else(|| format!("`{text}` is no granule: 4K, 16K or 64K"))
+}
+
+fn usual(text: &str) -> Option<Granule> {
     let granule = bytes(text).ok().and_then(|size| Granule::new(size).ok());
-    granule
-        .filter(|page| [Granule::K4, Granule::K16, Granule::K64].contains(page))
-        .ok_or_else(|| format!("`{text}` is no CPU page: 4K, 16K or 64K"))
+    granule.filter(|page| [Granule::K4, Granule::K16, Granule::K64].contains(page))
 }
 
 /// `DEV=BITS`.
@@ -124,6 +131,8 @@ mod tests {
         }
         assert_eq!(cpu_page("64K"), Ok(Granule::K64));
         assert!(cpu_page("8K").is_err());
+        assert_eq!(granule("16K"), Ok(Granule::K16));
+        assert!(granule("2M").is_err());
         assert_eq!(image("ram@0x10"), Ok(("ram".into(), PhysAddr::new(16))));
         assert_eq!(image("ram"), Ok(("ram".into(), PhysAddr::new(0))));
         assert!(image("ram@here").is_err());
