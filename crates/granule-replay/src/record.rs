@@ -95,7 +95,7 @@ pub fn script(output: &Path, seconds: u64) -> String {
     let [stop, rest @ ..] = END else { return String::new() };
     let lines = BEGIN.iter().map(Step::line).chain([wait, stop.line(), copy]);
     let lines = lines.chain(rest.iter().map(Step::line));
-    format!("cd {TRACEFS}\n{}", lines.collect::<String>())
+    format!("cd {TRACEFS} || exit 1\n{}", lines.collect::<String>())
 }
 
 impl Step {
