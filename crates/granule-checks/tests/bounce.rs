@@ -5,6 +5,7 @@ use granule::addr::{Direction, DmaAddr, Granule, PhysAddr, PhysRange};
 use granule::bounce::{BounceConfig, BouncePool};
 use granule::dma::{
     BounceReason, BusWindow, Device, DeviceSpec, DmaError, MapFlags, Mapping, RouteReport,
+    ScatterList,
 };
 use granule::domain::{Stream, StreamId, Unmanaged};
 use granule::table::Dart1;
@@ -123,6 +124,22 @@ fn a_full_pool_says_so_and_gives_the_buffer_back() {
     assert!(reason && refused.buffer.is_some(), "{refused}");
     drop(held);
     drop(map().expect("there is room again"));
+}
+
+/// Slots of ended mappings that wait for a flush are no reason to refuse.
+#[test]
+fn a_pool_that_waits_in_quarantine_is_flushed() {
+    let board = Board::usual();
+    let config = BounceConfig { align: Granule::K16, ..BounceConfig::new(0x8000) };
+    let pool = BouncePool::new(board.platform(), config).expect("free memory").into();
+    let spec = DeviceSpec::new("dev").untrusted();
+    let device = board.deferred("dart").attach(spec, &[Stream::new(0)], Some(pool)).expect("legal");
+    for round in 0..8 {
+        let mapping = device.map(Buf::new(&board.machine, 100), BOTH);
+        drop(mapping.unwrap_or_else(|refused| panic!("round {round}: {refused}")));
+    }
+    let list = ScatterList::new((0..2).map(|_| Buf::new(&board.machine, 100)));
+    drop(device.map_list(list, BOTH).expect("two slots, once flushed"));
 }
 
 #[test]

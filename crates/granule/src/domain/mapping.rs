@@ -52,7 +52,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         Ok((range, lease))
     }
 
-    fn has_waiting(&self) -> bool {
+    pub(crate) fn has_waiting(&self) -> bool {
         self.quarantine.as_ref().is_some_and(|quarantine| quarantine.waiting() != 0)
     }
 

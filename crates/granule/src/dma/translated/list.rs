@@ -87,7 +87,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
                 Ok(EntryRun { phys, slot: None, piece: None })
             }
             Err(reason) => {
-                let slot = self.core.bounce(memory, piece.len(), &self.shape(), reason, flags)?;
+                let slot = self.slot(memory, piece.len(), reason, flags)?;
                 Ok(EntryRun { phys: slot.data(), slot: Some(slot.into_raw()), piece: None })
             }
         }

@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::addr::{Access, Attributes, Direction, DmaAddr, Iova, IovaRange, MemoryKind, PhysRange};
-use crate::bounce::RawBounceSlot;
+use crate::bounce::{BounceSlot, RawBounceSlot};
 use crate::dma::ops::Live;
 use crate::dma::route::{RouteCore, SlotShape};
 use crate::dma::runs::Runs;
@@ -140,6 +140,24 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         Live { dma, len, mapped: Some(mapped), slot, print }
     }
 
+    /// Takes a bounce slot. If the pool has none, slots of ended mappings may be waiting for a flush.
+    fn slot(
+        &self,
+        memory: Memory<'_>,
+        len: u64,
+        reason: BounceReason,
+        flags: MapFlags,
+    ) -> Result<BounceSlot, DmaError> {
+        match self.core.bounce(memory, len, &self.shape(), reason, flags) {
+            Err(DmaError::Bounce { .. })
+                if self.domain.has_waiting() && self.domain.flush().is_ok() =>
+            {
+                self.core.bounce(memory, len, &self.shape(), reason, flags)
+            }
+            result => result,
+        }
+    }
+
     /// Maps a slot that holds the buffer's bytes.
     #[cold]
     fn map_bounced(
@@ -150,7 +168,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         direction: Direction,
         flags: MapFlags,
     ) -> Result<Live, DmaError> {
-        let slot = self.core.bounce(memory, len, &self.shape(), reason, flags)?;
+        let slot = self.slot(memory, len, reason, flags)?;
         let raw = slot.into_raw();
         let (data, outer) = (raw.data(), raw.outer());
         let attrs = self.attributes(direction.access());
