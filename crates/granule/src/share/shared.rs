@@ -64,7 +64,7 @@ impl Solved {
             legs: Vec::with_capacity(self.parties.len()),
             lost: false,
         };
-        let now: Vec<&Party> = self.parties.iter().filter(|party| !party.is_later()).collect();
+        let now: Vec<_> = self.parties.iter().filter(|party| !party.is_later()).collect();
         if self.same_address {
             shared.map_at_one_address(&now)?;
         } else {
@@ -137,9 +137,8 @@ impl Shared {
             let address = match fixed {
                 Some(address) => address,
                 None => self.common_address(parties).or_else(|_| {
-                    // Addresses may be waiting in quarantine.
                     parties.iter().for_each(|party| drop(party.device.flush()));
-                    self.common_address(parties)
+                    self.common_address(parties) // What waited in quarantine is free now.
                 })?,
             };
             let Err((party, error)) = self.try_all_at(parties, address) else {
@@ -405,7 +404,7 @@ impl Shared {
         self.blocks.size()
     }
 
-    /// Where the memory lies.
+    /// Where it lies.
     pub fn blocks(&self) -> &[PhysRange] {
         self.blocks.blocks()
     }
@@ -476,7 +475,6 @@ impl Shared {
     /// then leaked.
     pub fn free(mut self) -> Result<(), ShareError> {
         self.drop_legs()
-        // The drop that follows frees the memory, or leaks it.
     }
 }
 

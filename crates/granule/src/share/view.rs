@@ -3,7 +3,7 @@
 use crate::addr::{Access, DmaAddr, DmaRange};
 use crate::dma::{Device, Live};
 
-/// Names a device of a [`Shared`].
+/// Names a device of a [`Shared`](super::Shared).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pub(super) buffer: u64,
