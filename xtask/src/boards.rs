@@ -48,13 +48,13 @@ pub(crate) fn compile(chores: &Chores, check: bool) -> Result<()> {
     Ok(())
 }
 
-/// What dtc makes of `source`.
+/// What dtc makes of `source`; with `-@`, since labels are names that people may use.
 fn compile_one(chores: &Chores, source: &Path) -> Result<Vec<u8>> {
     let out = chores.target.join("boards");
     fs::create_dir_all(&out)?;
     let name = source.file_name().context("a source without a name")?;
     let out = out.join(name).with_extension("dtb");
-    cmd!(chores.sh, "dtc -q -I dts -O dtb -o {out} {source}").quiet().run()?;
+    cmd!(chores.sh, "dtc -q -@ -I dts -O dtb -o {out} {source}").quiet().run()?;
     fs::read(&out).with_context(|| out.display().to_string())
 }
 
