@@ -7,8 +7,8 @@
 use alloc::string::String;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use granule::addr::{Direction, PhysRange};
-use granule::mem::{FrameRequest, OwnedFrames, Platform};
+use granule::addr::{Direction, PhysAddr, PhysRange};
+use granule::mem::{FrameError, FrameRequest, OwnedFrames, Platform};
 
 use crate::HwError;
 
@@ -62,17 +62,27 @@ macro_rules! accessors {
 
 impl<P: Platform> Block<P> {
     pub(crate) fn new(platform: &P, request: &BlockRequest<'_>) -> Result<Self, HwError> {
-        let page = platform.cpu_page();
         let failed =
             |cause| HwError::Memory { unit: String::from(request.unit), what: request.what, cause };
-        let size = page
-            .round_up(request.size.max(1))
-            .ok_or(failed(granule::mem::FrameError::Unsupported))?;
-        let limit = 1u64.checked_shl(request.address_bits).unwrap_or(u64::MAX);
-        let window = PhysRange::new(granule::addr::PhysAddr::new(0), limit).ok();
-        let frames = FrameRequest::new(size, request.align.max(page.size())).within(window);
-        let frames = OwnedFrames::zeroed(platform, &frames).map_err(failed)?;
-        let block = Self { frames, platform: platform.clone(), snooped: request.snooped };
+        let (size, align, bits) = (request.size, request.align, request.address_bits);
+        Self::zeroed(platform, size, align, bits, request.snooped).map_err(failed)
+    }
+
+    /// As [`new`](Self::new), for whoever words the error.
+    pub(crate) fn zeroed(
+        platform: &P,
+        size: u64,
+        align: u64,
+        address_bits: u32,
+        snooped: bool,
+    ) -> Result<Self, FrameError> {
+        let page = platform.cpu_page();
+        let size = page.round_up(size.max(1)).ok_or(FrameError::Unsupported)?;
+        let limit = 1u64.checked_shl(address_bits).unwrap_or(u64::MAX);
+        let window = PhysRange::new(PhysAddr::new(0), limit).ok();
+        let request = FrameRequest::new(size, align.max(page.size())).within(window);
+        let frames = OwnedFrames::zeroed(platform, &request)?;
+        let block = Self { frames, platform: platform.clone(), snooped };
         block.publish(0, block.len());
         Ok(block)
     }

@@ -1,26 +1,27 @@
-//! Memory that a unit reads or writes beside the CPU: queues, stream tables, contexts.
+//! Blocks of 64-bit little-endian words that stay with a unit until the driver knows better: queues,
+//! stream tables, contexts.
 //!
-//! The unsafe code here is the access to frames that a device shares: single volatile or atomic words,
-//! never references.
+//! The memory and every access to it are [`Block`]'s. What is added here: words instead of bytes, and
+//! that dropping leaks, so that no early return frees what a unit still walks.
+#![forbid(unsafe_code)]
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule::addr::{Direction, PhysAddr, PhysRange};
-use granule::mem::{FrameError, FrameRequest, OwnedFrames, Platform};
+use granule::mem::{FrameError, Platform};
+
+use crate::block::Block;
+
+/// The bytes of a word.
+const WORD: usize = size_of::<u64>();
 
 /// Zeroed frames of 64-bit little-endian words that a unit shares.
-#[derive(Debug)]
 pub(crate) struct DmaMemory<P: Platform> {
-    platform: P,
-    frames: ManuallyDrop<OwnedFrames<P>>,
-    /// The unit snoops the CPU's caches.
-    coherent: bool,
+    block: ManuallyDrop<Block<P>>,
 }
 
 impl<P: Platform> DmaMemory<P> {
     /// At least `size` bytes of zeroes, aligned to their size (rounded up to a power of two and a CPU
-    /// page), below `limit` if the unit reaches less than all memory.
+    /// page), below 2 to the power of `address_bits`.
     pub(crate) fn new(
         platform: &P,
         size: u64,
@@ -29,74 +30,54 @@ impl<P: Platform> DmaMemory<P> {
     ) -> Result<Self, FrameError> {
         let size = size.max(platform.cpu_page().size());
         let size = size.checked_next_power_of_two().ok_or(FrameError::Unsupported)?;
-        let reach = 1u64.checked_shl(address_bits).unwrap_or(u64::MAX);
-        let window = PhysRange::new(PhysAddr::new(0), reach).ok();
-        let request = FrameRequest::new(size, size).within(window);
-        let frames = ManuallyDrop::new(OwnedFrames::zeroed(platform, &request)?);
-        let memory = Self { platform: platform.clone(), frames, coherent };
-        memory.clean(memory.frames.range());
-        Ok(memory)
+        let block = Block::zeroed(platform, size, size, address_bits, coherent)?;
+        Ok(Self { block: ManuallyDrop::new(block) })
     }
 
     /// Where it lies.
     pub(crate) fn start(&self) -> u64 {
-        self.frames.start().raw()
+        self.block.phys()
     }
 
     /// How many words it has.
     pub(crate) fn words(&self) -> usize {
-        usize::try_from(self.frames.range().len() / 8).unwrap_or(usize::MAX)
+        self.block.len() / WORD
     }
 
-    fn word(&self, index: usize) -> Option<&AtomicU64> {
-        if index >= self.words() {
-            return None;
-        }
-        // SAFETY: inside the frames, which are ours and page-aligned, for as long as `self` lives;
-        // every access to them is atomic or made before the unit knew of them.
-        Some(unsafe { AtomicU64::from_ptr(self.frames.ptr().cast::<u64>().add(index)) })
-    }
-
-    fn range(&self, index: usize, words: usize) -> Option<PhysRange> {
-        let start = self.frames.start().checked_add(index as u64 * 8)?;
-        PhysRange::new(start, words as u64 * 8).ok()
-    }
-
-    fn clean(&self, range: PhysRange) {
-        if !self.coherent {
-            self.platform.sync_for_device(range, Direction::ToDevice);
-        }
-    }
-
-    /// Reads a word that only the CPU writes.
+    /// Reads a word that only the CPU writes; zero beyond the end.
     pub(crate) fn get(&self, index: usize) -> u64 {
-        self.word(index).map_or(0, |word| u64::from_le(word.load(Ordering::Acquire)))
+        u64::from_le(self.block.read64(index.saturating_mul(WORD)))
     }
 
     /// Reads words that the unit wrote.
     pub(crate) fn read<const N: usize>(&self, index: usize) -> [u64; N] {
-        if let (false, Some(range)) = (self.coherent, self.range(index, N)) {
-            self.platform.sync_for_cpu(range, Direction::FromDevice);
-        }
+        self.block.refresh(index.saturating_mul(WORD), N * WORD);
         core::array::from_fn(|offset| self.get(index.saturating_add(offset)))
     }
 
     /// Writes words, in order, and makes them visible to the unit. Words outside are dropped.
     pub(crate) fn write(&self, index: usize, values: &[u64]) {
-        for (offset, value) in values.iter().enumerate() {
-            if let Some(word) = self.word(index.saturating_add(offset)) {
-                word.store(value.to_le(), Ordering::Release);
-            }
+        let inside = values.len().min(self.words().saturating_sub(index));
+        let at = index.saturating_mul(WORD);
+        for (offset, value) in values.iter().take(inside).enumerate() {
+            self.block.write64(at + offset * WORD, value.to_le());
         }
-        if let Some(range) = self.range(index, values.len()) {
-            self.clean(range);
-        }
+        self.block.publish(at, inside * WORD);
     }
 
     /// Frees the memory: the unit does not use it any more. Dropping instead leaks it, since only
     /// the driver knows when the unit has let go.
     pub(crate) fn free(self) {
-        drop(ManuallyDrop::into_inner(self.frames));
+        drop(ManuallyDrop::into_inner(self.block));
+    }
+}
+
+impl<P: Platform> core::fmt::Debug for DmaMemory<P> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("DmaMemory")
+            .field("start", &self.start())
+            .field("words", &self.words())
+            .finish_non_exhaustive()
     }
 }
 
