@@ -94,13 +94,13 @@ fn ranges_that_a_device_cannot_take() {
     let with = |spec| board.attach(&domain, spec, 0);
     let device = with(DeviceSpec::new("dev").max_segment(0x8000));
     let error = unsolved(Plan::new(0x8001).device(&other, all).device(&device, all));
-    let wanted = ShareError::Segment { device: "dev".into(), max: 0x8000, len: 0xc000 };
+    let wanted = ShareError::Segment { device: "dev".into(), max: 0x8000, len: 0x8001 };
     assert_eq!(error, wanted);
     let device = with(DeviceSpec::new("dev").boundary(0x8000));
     let error = unsolved(Plan::new(0x8001).device(&other, all).device(&device, all));
-    let wanted = ShareError::Boundary { device: "dev".into(), boundary: 0x8000, len: 0xc000 };
+    let wanted = ShareError::Boundary { device: "dev".into(), boundary: 0x8000, len: 0x8001 };
     assert_eq!(error, wanted);
-    says(&error, &["dev", "0x8000", "0xc000"]);
+    says(&error, &["dev", "0x8000", "0x8001"]);
     let device = with(DeviceSpec::new("dev").mask_bits(17));
     let plan = |len| Plan::new(len).device(&other, all).device(&device, all);
     let error = unsolved(plan(0x1_8000).guard(true));

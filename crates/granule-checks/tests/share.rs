@@ -1,8 +1,8 @@
 //! What `share` does: ranges, keys, late devices, one address for all, boundaries, and the end.
 
-use granule::addr::{Access, DmaAddr, Granule, PhysAddr};
+use granule::addr::{Access, DmaAddr, Granule, Iova, IovaRange, PhysAddr};
 use granule::dma::{BusWindow, Device, DeviceSpec};
-use granule::domain::{DomainConfig, Stream};
+use granule::domain::{DomainConfig, Reserved, Stream};
 use granule::share::{Plan, ShareError, Shared};
 use granule::table::{Dart1, Lpae4k};
 use granule_checks::{Board, RAM, RAM_LEN, dma_range, phys_range};
@@ -364,4 +364,62 @@ fn bytes_outside_are_refused() {
     assert_eq!(shared.sync_for_cpu(0, 101), Err(outside(0, 101)));
     assert_eq!(shared.sync_for_device(u64::MAX, u64::MAX), Err(outside(u64::MAX, u64::MAX)));
     assert_eq!(shared.read(100, &mut []), Ok(()));
+}
+
+/// A device is told of the length that was asked for: padding does not count against its limits.
+#[test]
+fn limits_are_on_the_range_and_not_on_its_padding() {
+    let board = Board::usual();
+    {
+        let domain = board.domain("dart");
+        for spec in [
+            DeviceSpec::new("dev").max_segment(0x1800),
+            DeviceSpec::new("dev").boundary(0x2000),
+            DeviceSpec::new("dev").max_segment(0x1800).boundary(0x2000),
+        ] {
+            let dev = board.attach(&domain, spec, 0);
+            let mut shared = allocate(Plan::new(0x1800).device(&dev, ALL));
+            assert_eq!((shared.len(), shared.size()), (0x1800, 0x4000));
+            all_see_all(&board, &shared);
+            let key = shared.range_of(&dev).expect("planned").key();
+            shared.detach(key).expect("it forgets the range");
+            shared.attach(&dev, ALL).expect("late, it has the same limits");
+            all_see_all(&board, &shared);
+        }
+    }
+    board.assert_clean();
+}
+
+/// 5 granules are naturally aligned to 8, and the space has 7: they fit all the same.
+#[test]
+fn a_tight_space_is_used_without_natural_alignment() {
+    let board = Board::usual();
+    {
+        let domain = board.domain("dart");
+        let dev = board.attach(&domain, DeviceSpec::new("dev").mask_bits(17), 0);
+        let plan = Plan::new(5 * 0x4000).device(&dev, ALL);
+        let shared = allocate(plan.clone().guard(true));
+        let range = shared.ranges().next().expect("planned").mapped().expect("legal");
+        assert!(range.start().raw() >= 0x8000 && range.last().raw() < 0x1_c000, "{range}");
+        all_see_all(&board, &shared);
+        let error =
+            plan.clone().solve().expect("possible").allocate().expect_err("no room is left");
+        assert!(matches!(error, ShareError::Device(_)), "{error}");
+        drop(shared);
+        all_see_all(&board, &allocate(plan));
+        // A boundary is kept even so: with the two granules at the top taken, the place below them
+        // crosses it.
+        let top = Reserved::hole(IovaRange::new(Iova::new(0x1_8000), 0x8000).expect("legal"));
+        let config = DomainConfig { reserved: vec![top], ..DomainConfig::default() };
+        let spec = DeviceSpec::new("far").mask_bits(17);
+        let domain = board.domain_of::<Dart1>("other", &config);
+        let far = board.attach(&domain, spec.clone().boundary(0x1_0000), 0);
+        let plan = Plan::new(3 * 0x4000).device(&far, ALL).solve().expect("possible");
+        let error = plan.allocate().expect_err("no place lies between two multiples of 64 KiB");
+        assert!(matches!(error, ShareError::Device(_)), "{error}");
+        let free = board.attach(&domain, spec, 0);
+        let at = allocate(Plan::new(3 * 0x4000).device(&free, ALL));
+        assert_eq!(at.ranges().next().expect("planned").address().raw(), 0xc000);
+    }
+    board.assert_clean();
 }

@@ -32,7 +32,7 @@ impl<P: Platform> IovaAllocator<P> {
         len: u64,
         request: &IovaRequest,
     ) -> Result<Iova, IovaError> {
-        let goal = self.goal(len, request)?;
+        let goal = self.goal(len, request, true)?;
         if let Some(start) = self.alloc_refilling(&goal) {
             return Ok(self.iova(start));
         }
@@ -48,13 +48,14 @@ impl<P: Platform> IovaAllocator<P> {
         }
     }
 
-    /// The highest place that a request could be given now. Nothing is taken, so the answer may be
-    /// out of date when it arrives; for a search that compares several allocators.
+    /// The highest place that a request could be given now by [`alloc_at`](Self::alloc_at): aligned as
+    /// the request says, not naturally. Nothing is taken, so the answer may be out of date when it
+    /// arrives; for a search that compares several allocators, and for space that is tight.
     ///
     /// `None` if there is no such place.
     pub fn highest_free(&self, request: &IovaRequest) -> Option<Iova> {
         let len = self.granule.round_up(request.size)? >> self.granule.shift();
-        let goal = self.goal(len, request).ok()?;
+        let goal = self.goal(len, request, false).ok()?;
         self.flush_caches();
         let start = self.space.lock().highest(len, goal.align, goal.span)?;
         Some(self.iova(start))
@@ -157,9 +158,10 @@ impl<P: Platform> IovaAllocator<P> {
     }
 
     /// The request in granules, or why it can never be met.
-    fn goal(&self, len: u64, request: &IovaRequest) -> Result<Goal, IovaError> {
+    fn goal(&self, len: u64, request: &IovaRequest, natural: bool) -> Result<Goal, IovaError> {
         let shift = self.granule.shift();
-        let natural = order_of(len).min(NATURAL_MAX.trailing_zeros().saturating_sub(shift));
+        let most = if natural { NATURAL_MAX.trailing_zeros().saturating_sub(shift) } else { 0 };
+        let natural = order_of(len).min(most);
         let align = natural.max(request.align.trailing_zeros().saturating_sub(shift));
         let shared = match request.window {
             None => self.aperture,

@@ -206,9 +206,20 @@ pub enum ShareError {
 impl ShareError {
     /// Whether a fixed address was refused because it is in use.
     pub(super) fn is_taken(&self) -> bool {
-        let Self::Device(DmaError::Domain { cause: DomainError::Iova(cause), .. }) = self else {
-            return false;
-        };
-        matches!(cause, IovaError::InUse { .. })
+        matches!(self.iova(), Some(IovaError::InUse { .. }))
+    }
+
+    /// Whether no naturally aligned place was found. There may be others.
+    pub(super) fn lacks_space(&self) -> bool {
+        use IovaError::{Fragmented, TooLarge, WindowTooSmall};
+        // Guards are as wide as the alignment, so that too large is no last word either.
+        matches!(self.iova(), Some(TooLarge { .. } | WindowTooSmall { .. } | Fragmented { .. }))
+    }
+
+    fn iova(&self) -> Option<&IovaError> {
+        match self {
+            Self::Device(DmaError::Domain { cause: DomainError::Iova(cause), .. }) => Some(cause),
+            _ => None,
+        }
     }
 }

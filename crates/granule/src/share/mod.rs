@@ -11,6 +11,7 @@
 //! known before memory is allocated. [`Shared::attach`] serves the late one, and refuses in words if
 //! the memory does not suit it.
 
+mod address;
 mod constraints;
 mod error;
 mod plan;

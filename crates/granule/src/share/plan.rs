@@ -82,7 +82,7 @@ impl Plan {
         let size = align
             .round_up(self.len)
             .ok_or(ShareError::TooLong { len: self.len, granule: align })?;
-        check_lengths(&parties, size, self.guard)?;
+        check_lengths(&parties, self.len, size, self.guard)?;
         check_windows(&parties, &united, size)?;
         if self.same_address {
             check_addresses(&parties)?;
@@ -167,6 +167,18 @@ impl Party {
         self.demands.translated.map(|translated| (translated.domain, translated.base))
     }
 
+    /// Whether the device's descriptors take a range of `len` bytes.
+    pub(super) fn check_descriptors(&self, len: u64) -> Result<(), ShareError> {
+        let Constraints { boundary, max_segment: max, .. } = self.constraints;
+        if len > max {
+            return Err(ShareError::Segment { device: self.name(), max, len });
+        }
+        if boundary != 0 && len > boundary {
+            return Err(ShareError::Boundary { device: self.name(), boundary, len });
+        }
+        Ok(())
+    }
+
     fn name(&self) -> String {
         self.device.name().into()
     }
@@ -194,24 +206,10 @@ fn check_machines(parties: &[Party]) -> Result<(), ShareError> {
     }
 }
 
-/// What a device cannot take whatever the memory is.
-fn check_lengths(parties: &[Party], size: u64, guard: bool) -> Result<(), ShareError> {
+/// What a device cannot take whatever the memory is. It is told of `len` bytes, and `size` are mapped.
+fn check_lengths(parties: &[Party], len: u64, size: u64, guard: bool) -> Result<(), ShareError> {
     for party in parties {
-        let spec = party.device.spec();
-        if size > spec.max_segment {
-            return Err(ShareError::Segment {
-                device: party.name(),
-                max: spec.max_segment,
-                len: size,
-            });
-        }
-        if spec.boundary != 0 && size > spec.boundary {
-            return Err(ShareError::Boundary {
-                device: party.name(),
-                boundary: spec.boundary,
-                len: size,
-            });
-        }
+        party.check_descriptors(len)?;
         let guards =
             if guard { party.granule().map_or(0, |granule| 2 * granule.size()) } else { 0 };
         let needed = size.saturating_add(guards);

@@ -16,13 +16,13 @@ use crate::dma::{BlockPlacement, Blocks, Device, Live, Side, crosses};
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// One device's mapping.
-struct Leg {
+pub(super) struct Leg {
     number: u64,
     device: Device,
-    live: Live,
+    pub(super) live: Live,
     access: Access,
     /// Tells address spaces apart; `None` for a direct device.
-    space: Option<(usize, u64)>,
+    pub(super) space: Option<(usize, u64)>,
 }
 
 impl Leg {
@@ -37,12 +37,12 @@ impl Leg {
 /// Dropping it takes it from all of them, then frees the memory. If one of them cannot be made to
 /// forget it, the memory is leaked.
 pub struct Shared {
-    blocks: ManuallyDrop<Arc<Blocks>>,
+    pub(super) blocks: ManuallyDrop<Arc<Blocks>>,
     len: u64,
     number: u64,
     next_leg: u64,
-    guard: bool,
-    legs: Vec<Leg>,
+    pub(super) guard: bool,
+    pub(super) legs: Vec<Leg>,
     /// Some leg may still be reached: the memory is never given back.
     lost: bool,
 }
@@ -69,7 +69,7 @@ impl Solved {
             shared.map_at_one_address(&now)?;
         } else {
             for party in now {
-                shared.add(party, party.access, None)?;
+                shared.add_anywhere(party)?;
             }
         }
         Ok(shared)
@@ -79,7 +79,7 @@ impl Solved {
 impl Shared {
     /// Maps the buffer for a device. What an earlier one got stays. `mapped` is what the mapping
     /// allows, `party.access` or more.
-    fn add(
+    pub(super) fn add(
         &mut self,
         party: &Party,
         mapped: Access,
@@ -100,7 +100,7 @@ impl Shared {
         }
     }
 
-    fn push(&mut self, party: &Party, live: Live) -> Key {
+    pub(super) fn push(&mut self, party: &Party, live: Live) -> Key {
         let leg = Leg {
             number: self.next_leg,
             device: party.device.clone(),
@@ -127,122 +127,6 @@ impl Shared {
         Err(ShareError::Boundary { device: party.device.name().into(), boundary, len: self.len })
     }
 
-    /// Finds one address that is free for all, from the highest down, and maps there.
-    ///
-    /// Each device in turn lowers the candidate to its own highest free address; when a full round
-    /// changes nothing, it suits all. The candidate only sinks, so this ends.
-    fn map_at_one_address(&mut self, parties: &[&Party]) -> Result<(), ShareError> {
-        let fixed = self.direct_address(parties)?;
-        loop {
-            let address = match fixed {
-                Some(address) => address,
-                None => self.common_address(parties).or_else(|_| {
-                    parties.iter().for_each(|party| drop(party.device.flush()));
-                    self.common_address(parties) // What waited in quarantine is free now.
-                })?,
-            };
-            let Err((party, error)) = self.try_all_at(parties, address) else {
-                return Ok(());
-            };
-            match error {
-                error if error.is_taken() => self.drop_legs()?,
-                error => return Err(error),
-            }
-            if fixed.is_some() {
-                return Err(ShareError::AddressesTaken { device: party.device.name().into() });
-            }
-            // Somebody took it meanwhile: look again.
-        }
-    }
-
-    fn try_all_at<'p>(
-        &mut self,
-        parties: &[&'p Party],
-        address: DmaAddr,
-    ) -> Result<(), (&'p Party, ShareError)> {
-        for &party in parties {
-            let space = party.space();
-            let twin = self.legs.iter().find(|leg| space.is_some() && leg.space == space);
-            if let Some(live) = twin.map(|leg| leg.live) {
-                // One domain has one mapping there, for all its devices.
-                party.device.ops().join(&live);
-                self.push(party, live);
-                continue;
-            }
-            let together = parties.iter().filter(|other| space.is_some() && other.space() == space);
-            let access = together.fold(party.access, |sum, other| sum | other.access);
-            self.add(party, access, Some(address)).map_err(|error| (party, error))?;
-        }
-        Ok(())
-    }
-
-    fn common_address(&self, parties: &[&Party]) -> Result<DmaAddr, ShareError> {
-        let align = self.common_align(parties);
-        let mut candidate = DmaAddr::new(u64::MAX);
-        loop {
-            let before = candidate;
-            for party in parties {
-                let taken = || ShareError::AddressesTaken { device: party.device.name().into() };
-                let most = candidate.min(party.addresses().last());
-                let free =
-                    party.device.ops().highest_free(most, self.blocks.size(), align, self.guard);
-                candidate = free.ok_or_else(taken)?;
-            }
-            if candidate == before {
-                return Ok(candidate);
-            }
-        }
-    }
-
-    /// A direct device's address is where the memory is: all others must use that.
-    fn direct_address(&self, parties: &[&Party]) -> Result<Option<DmaAddr>, ShareError> {
-        let mut fixed: Option<(DmaAddr, &Party)> = None;
-        for party in parties.iter().filter(|party| party.granule().is_none()) {
-            let address = self.bus_address(party);
-            match (fixed, address) {
-                (_, None) => {
-                    return Err(ShareError::AddressesTaken { device: party.device.name().into() });
-                }
-                (Some((known, first)), Some(address)) if known != address => {
-                    return Err(ShareError::NoCommonAddress {
-                        first: first.device.name().into(),
-                        first_addresses: first.addresses(),
-                        second: party.device.name().into(),
-                        second_addresses: party.addresses(),
-                    });
-                }
-                (_, Some(address)) => fixed = Some((address, party)),
-            }
-        }
-        Ok(fixed.map(|(address, _)| address))
-    }
-
-    fn bus_address(&self, party: &Party) -> Option<DmaAddr> {
-        let [block] = self.blocks.blocks() else {
-            return None;
-        };
-        let found = party.demands.windows.iter().find(|(window, _)| window.contains_range(block));
-        let (window, bus) = found?;
-        bus.checked_add(block.start().offset_from(window.start())?)
-    }
-
-    fn common_align(&self, parties: &[&Party]) -> u64 {
-        let granules = parties.iter().filter_map(|party| party.granule());
-        let granule = granules.max().map_or(1, |granule| granule.size());
-        let sizes = parties.iter().filter_map(|party| party.demands.translated);
-        let best = sizes.flat_map(|translated| {
-            let blocks = self.blocks.blocks().iter();
-            blocks.filter_map(move |block| {
-                translated.page_sizes.best(0, block.start().raw(), block.len())
-            })
-        });
-        let align = best.max().unwrap_or(granule).max(granule);
-        // Aligned to its own size a range crosses no boundary that is at least as long.
-        let bounded = parties.iter().any(|party| party.device.spec().boundary != 0);
-        let natural = self.blocks.size().checked_next_power_of_two().unwrap_or(1 << 63);
-        if bounded { align.max(natural) } else { align }
-    }
-
     /// Gives the buffer to one more device, if the memory happens to meet its constraints.
     ///
     /// # Errors
@@ -261,7 +145,7 @@ impl Shared {
         }
         let party = Party::new(device, access);
         self.check_late(&party)?;
-        let key = self.add(&party, access, None)?;
+        let key = self.add_anywhere(&party)?;
         self.get(key)
     }
 
@@ -288,22 +172,7 @@ impl Shared {
             let windows: Windows = constraints.windows.clone();
             return Err(ShareError::LateReach { device: device(), windows, block: *block });
         }
-        let size = self.blocks.size();
-        if size > constraints.max_segment {
-            return Err(ShareError::Segment {
-                device: device(),
-                max: constraints.max_segment,
-                len: size,
-            });
-        }
-        if constraints.boundary != 0 && size > constraints.boundary {
-            return Err(ShareError::Boundary {
-                device: device(),
-                boundary: constraints.boundary,
-                len: size,
-            });
-        }
-        Ok(())
+        party.check_descriptors(self.len)
     }
 
     /// Takes the buffer away from one device; the others keep it.
@@ -333,7 +202,7 @@ impl Shared {
     }
 
     /// Takes the buffer from all devices. All are tried; the first error is returned.
-    fn drop_legs(&mut self) -> Result<(), ShareError> {
+    pub(super) fn drop_legs(&mut self) -> Result<(), ShareError> {
         let mut result = Ok(());
         while let Some(leg) = self.legs.pop() {
             result = result.and(self.end(&leg));
