@@ -3,7 +3,9 @@
 
 use granule::addr::{Access, Attributes, Direction, DmaAddr, Granule, Iova, IovaRange};
 use granule::dma::{Device, DeviceSpec};
-use granule::domain::{Mirror, Paged, Stream, Unmanaged, UnmanagedConfig};
+use granule::domain::{
+    DomainError, Mirror, Paged, Stream, Translation, Unmanaged, UnmanagedConfig,
+};
 use granule::share::{Plan, ShareError};
 use granule::table::{Dart1, FormatId};
 use granule_laws::bench::{Bench, Case, RAM, Span, phys};
@@ -226,4 +228,42 @@ fn recovery_does_not_bring_back_a_device_that_left() {
         drop(other);
         assert_eq!(bench.close(), [""; 0], "{format}");
     }
+}
+
+/// An unmap whose invalidation failed is complete after `recover`: the device has lost the memory,
+/// the tables are freed, and the range is as good as new.
+#[test]
+fn an_unmanaged_domain_recovers() {
+    let case = Case { pool: 0, ..Case::new(FormatId::Dart1, Granule::K4) };
+    let bench = case.blank();
+    let paged = Paged::<Dart1, _, _>::new(bench.machine.platform(), &bench.iommus[..1]);
+    let config = UnmanagedConfig { allow_large_granule: true };
+    let domain = Unmanaged::new(bench.machine.platform(), paged.expect("a table"), config);
+    let domain = domain.expect("a domain");
+    domain.attach(Stream::new(0)).expect("a free stream");
+    // All that a leaf table spans, so that the unmap detaches the table.
+    let (at, memory) = (Iova::new(32 << 20), phys(RAM, 32 << 20));
+    let all = IovaRange::new(at, memory.len()).expect("legal");
+    let attrs = Attributes::memory(Access::all());
+    let empty = domain.translation().table_pages();
+    // SAFETY: a simulated device may do to simulated memory what it likes.
+    let map = || unsafe { domain.map(at, memory, attrs) };
+    // SAFETY: the range is mapped here and nowhere else.
+    let unmap = || unsafe { domain.unmap(all) };
+    map().expect("free");
+    let address = DmaAddr::new(at.raw());
+    writes(&bench, "dev", address, &[7]);
+    bench.machine.faults().fail_nth(Point::Invalidation, 0);
+    unmap().expect_err("the invalidation fails");
+    writes(&bench, "dev", address, &[8]);
+    assert_eq!(domain.leaked_bytes(), all.len());
+    assert_eq!(map(), Err(DomainError::Poisoned));
+    domain.recover().expect("hardware that answers again");
+    let device = bench.machine.device("dev").expect("as built");
+    device.write(address, &[9]).expect_err("the device has lost the memory");
+    assert_eq!((domain.leaked_bytes(), domain.translation().table_pages()), (0, empty));
+    map().expect("the range is as good as new");
+    writes(&bench, "dev", address, &[10]);
+    unmap().expect("hardware that answers");
+    domain.detach(Stream::new(0)).expect("hardware that answers");
 }

@@ -25,10 +25,12 @@ pub struct UnmanagedConfig {
 
 /// A domain without an allocator. Invalidation is strict.
 pub struct Unmanaged<P: Platform, T: Translation> {
+    platform: P,
     translation: T,
     granule: Granule,
     /// Keeps map and unmap of the same range apart: unlike the DMA API, whose ranges are leased,
-    /// nothing stops this owner from naming a range twice.
+    /// nothing stops this owner from naming a range twice. Never grown, so that unmap does not
+    /// allocate.
     changes: Mutex<P::Lock, Vec<IovaRange>>,
     poisoned: AtomicBool,
     leaked: AtomicU64,
@@ -53,9 +55,10 @@ impl<P: Platform, T: Translation> Unmanaged<P, T> {
             return Err(DomainError::LargeGranule { granule, cpu_page });
         }
         Ok(Arc::new(Self {
+            platform: platform.clone(),
             translation,
             granule,
-            changes: Mutex::new(Vec::new()),
+            changes: Mutex::new(Vec::with_capacity(2 * platform.cpus().max(1))),
             poisoned: AtomicBool::new(false),
             leaked: AtomicU64::new(0),
         }))
@@ -98,7 +101,8 @@ impl<P: Platform, T: Translation> Unmanaged<P, T> {
         self.translation.geometry()
     }
 
-    /// Bytes of IOVA space whose invalidation failed.
+    /// Bytes of IOVA space whose invalidation failed, and that [`recover`](Self::recover) has not
+    /// made good since.
     pub fn leaked_bytes(&self) -> u64 {
         self.leaked.load(Ordering::Relaxed)
     }
@@ -185,6 +189,27 @@ impl<P: Platform, T: Translation> Unmanaged<P, T> {
         })
     }
 
+    /// Leaves the poisoned state after the hardware was reset or has recovered: programs the streams
+    /// again and drops all that is cached. From then on every unmap is complete that ended with an
+    /// error because its invalidation failed, and the memory may be reused.
+    ///
+    /// # Errors
+    /// [`DomainError::Translation`]: the domain stays poisoned. [`DomainError::Range`] while another
+    /// call is mapping or unmapping.
+    pub fn recover(&self) -> Result<(), DomainError> {
+        let all = self.geometry().aperture;
+        self.exclusively(all, || {
+            self.translation.resume()?;
+            self.translation.invalidate(&Invalidation::ALL).map_err(TranslationError::from)?;
+            // SAFETY: an invalidation of everything has completed, no change is under way, and only
+            // what an unmap has detached is freed.
+            unsafe { self.translation.reap(all) };
+            self.leaked.store(0, Ordering::Relaxed);
+            self.poisoned.store(false, Ordering::Release);
+            Ok(())
+        })
+    }
+
     /// # Safety
     /// No other change of the range is under way.
     unsafe fn remove(&self, range: IovaRange) -> Result<(), UnmapError> {
@@ -214,15 +239,8 @@ impl<P: Platform, T: Translation> Unmanaged<P, T> {
         range: IovaRange,
         change: impl FnOnce() -> Result<R, DomainError>,
     ) -> Result<R, DomainError> {
-        {
-            let mut changes = self.changes.lock();
-            if changes.iter().any(|other| other.overlaps(&range)) {
-                return Err(DomainError::Range {
-                    range,
-                    reason: "another call is changing it at this moment",
-                });
-            }
-            changes.push(range);
+        while !self.begin_change(range)? {
+            self.platform.relax(); // More threads than CPUs are inside: one of them will be done.
         }
         let result = change();
         let mut changes = self.changes.lock();
@@ -230,6 +248,22 @@ impl<P: Platform, T: Translation> Unmanaged<P, T> {
             changes.swap_remove(index);
         }
         result
+    }
+
+    /// Enters a range into the list; `false` if that is full.
+    fn begin_change(&self, range: IovaRange) -> Result<bool, DomainError> {
+        let mut changes = self.changes.lock();
+        if changes.iter().any(|other| other.overlaps(&range)) {
+            return Err(DomainError::Range {
+                range,
+                reason: "another call is changing it at this moment",
+            });
+        }
+        let room = changes.len() < changes.capacity();
+        if room {
+            changes.push(range);
+        }
+        Ok(room)
     }
 
     fn checked_range(&self, iova: Iova, len: u64) -> Result<IovaRange, DomainError> {
