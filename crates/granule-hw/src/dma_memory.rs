@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(memory.get(usize::MAX), 0);
         memory.free();
         assert!(platform.frames().live().is_empty());
-        drop(DmaMemory::new(platform, 8, 64, true).expect("memory"));
+        let _ = DmaMemory::new(platform, 8, 64, true).expect("memory");
         assert_eq!(platform.frames().live().len(), 1);
         assert!(DmaMemory::new(platform, 8, 20, true).is_err(), "all RAM lies above 1 MiB");
     }
