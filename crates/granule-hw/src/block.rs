@@ -4,7 +4,6 @@
 //! their natural width, so that the unit never sees half of one; nothing makes a reference to memory
 //! that a unit writes.
 
-use alloc::string::String;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use granule::addr::{Direction, PhysAddr, PhysRange};
@@ -62,8 +61,7 @@ macro_rules! accessors {
 
 impl<P: Platform> Block<P> {
     pub(crate) fn new(platform: &P, request: &BlockRequest<'_>) -> Result<Self, HwError> {
-        let failed =
-            |cause| HwError::Memory { unit: String::from(request.unit), what: request.what, cause };
+        let failed = HwError::no_memory(request.unit, request.what);
         let (size, align, bits) = (request.size, request.align, request.address_bits);
         Self::zeroed(platform, size, align, bits, request.snooped).map_err(failed)
     }

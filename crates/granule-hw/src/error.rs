@@ -58,3 +58,10 @@ pub enum HwError {
         status: u32,
     },
 }
+
+impl HwError {
+    /// Words why memory for `what` could not be had.
+    pub(crate) fn no_memory(unit: &str, what: &'static str) -> impl Fn(FrameError) -> Self {
+        move |cause| Self::Memory { unit: unit.into(), what, cause }
+    }
+}

@@ -21,9 +21,28 @@ pub(crate) fn matching(
     ids.clone().next().map(|_| ids)
 }
 
+/// Does something for all ids, or undoes it for those before the one where it failed.
+pub(crate) fn for_all<E>(
+    ids: impl Iterator<Item = u32> + Clone,
+    act: impl Fn(u32) -> Result<(), E>,
+    undo: impl Fn(u32) -> Result<(), E>,
+) -> Result<(), E> {
+    for (index, id) in ids.clone().enumerate() {
+        if let Err(error) = act(id) {
+            for done in ids.take(index) {
+                // The first error is the one to tell of.
+                let _ = undo(done);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use alloc::vec::Vec;
+    use core::cell::RefCell;
 
     use super::*;
 
@@ -41,5 +60,24 @@ mod tests {
         assert_eq!(ids(0, 0, 1), Some([0].into()));
         assert_eq!(ids(0, 0, 0), None);
         assert_eq!(ids(u32::MAX, 0, u32::MAX), None);
+    }
+
+    #[test]
+    fn all_or_those_before_are_undone() {
+        let log = RefCell::new(Vec::new());
+        let act = |limit| {
+            let log = &log;
+            move |id: u32| {
+                log.borrow_mut().push(i64::from(id));
+                if id < limit { Ok(()) } else { Err(id) }
+            }
+        };
+        let undo = |id: u32| {
+            log.borrow_mut().push(-i64::from(id));
+            Err(0)
+        };
+        assert_eq!(for_all(1..4, act(9), undo), Ok(()));
+        assert_eq!(for_all(4..8, act(6), undo), Err(6));
+        assert_eq!(log.into_inner(), [1, 2, 3, 4, 5, 6, -4, -5]);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use granule::addr::{Direction, PhysAddr, PhysRange};
-use granule::mem::{FrameError, FrameRequest, Platform};
+use granule::addr::{Access, Attributes, Direction, DmaAddr, Iova, IovaRange, PhysAddr, PhysRange};
+use granule::domain::Translation;
+use granule::mem::{FrameError, FrameRequest, OwnedFrames, Platform};
 use granule_sim::machine::Machine;
 use granule_sim::platform::SimPlatform;
 
@@ -20,8 +21,48 @@ pub(crate) fn ram() -> PhysRange {
 /// The same with caches that no device snoops: what was not cleaned does not reach RAM, and what a
 /// device wrote is not seen before the lines are dropped.
 pub(crate) fn without_snooping() -> Machine {
-    let ram = PhysRange::new(PhysAddr::new(0x1000_0000), 64 << 20).expect("a range");
-    Machine::builder().ram(ram).with_cache().build().expect("a machine")
+    Machine::builder().ram(ram()).with_cache().build().expect("a machine")
+}
+
+/// Memory that a device may read and write.
+pub(crate) const RW: Attributes = Attributes::memory(Access::READ.union(Access::WRITE));
+
+/// `len` bytes of IOVA space.
+pub(crate) fn range(start: u64, len: u64) -> IovaRange {
+    IovaRange::new(Iova::new(start), len).expect("a range")
+}
+
+/// Maps memory that outlives the table.
+pub(crate) fn map(table: &impl Translation, at: u64, phys: PhysRange, attrs: Attributes) {
+    // SAFETY: the memory outlives the mapping, which nobody else makes.
+    unsafe { table.map(Iova::new(at), phys, attrs) }.expect("mapped");
+}
+
+/// Frames of `size` bytes aligned to `align`, filled with a pattern that devices see.
+pub(crate) fn filled(
+    machine: &Machine,
+    size: u64,
+    align: u64,
+    fill: u8,
+) -> OwnedFrames<SimPlatform> {
+    let platform = machine.platform();
+    let frames = OwnedFrames::new(platform, &FrameRequest::new(size, align)).expect("memory");
+    machine.ram().write(frames.start(), &std::vec![fill; size as usize]).expect("RAM");
+    platform.sync_for_device(frames.range(), Direction::Bidirectional);
+    frames
+}
+
+/// The byte that a device of the machine reads, unless its access faults.
+pub(crate) fn byte_read_by(machine: &Machine, device: &str, address: u64) -> Option<u8> {
+    let mut byte = [0];
+    let device = machine.device(device).expect("as built");
+    device.read(DmaAddr::new(address), &mut byte).ok().map(|()| byte[0])
+}
+
+/// Whether a device of the machine can write.
+pub(crate) fn written_by(machine: &Machine, device: &str, address: u64, data: &[u8]) -> bool {
+    let device = machine.device(device).expect("as built");
+    device.write(DmaAddr::new(address), data).is_ok()
 }
 
 /// A simulated platform whose clock stands still, or moves by a millisecond a turn so that time-outs

@@ -35,7 +35,7 @@ use core::mem::ManuallyDrop;
 
 use granule::addr::{Access, DmaAddr, PageSizes};
 use granule::domain::{StreamId, UnitInfo};
-use granule::mem::{FrameError, Platform};
+use granule::mem::Platform;
 use granule::table::FormatId;
 use lock_api::Mutex;
 
@@ -91,7 +91,7 @@ impl<P: Platform, R: Registers> RiscvIommu<P, R> {
         let capabilities = identify(&registers, &name)?;
         let bits = capabilities.output_bits;
         let memory = |what, bytes: u64| {
-            DmaMemory::new(&platform, bytes, bits, true).map_err(no_memory(&name, what))
+            DmaMemory::new(&platform, bytes, bits, true).map_err(HwError::no_memory(&name, what))
         };
         let commands = memory("the command queue", 16 << COMMAND_BITS)?;
         let faults = match memory("the fault queue", 32 << FAULT_BITS) {
@@ -106,7 +106,7 @@ impl<P: Platform, R: Registers> RiscvIommu<P, R> {
             Err(error) => {
                 commands.free();
                 faults.free();
-                return Err(no_memory(&name, "the device directory")(error));
+                return Err(HwError::no_memory(&name, "the device directory")(error));
             }
         };
         let commands = Commands::new(platform.clone(), commands, limit);
@@ -260,10 +260,6 @@ impl<P: Platform, R: Registers> Drop for RiscvIommu<P, R> {
         faults.into_inner().free();
         directory.into_inner().free();
     }
-}
-
-fn no_memory(unit: &str, what: &'static str) -> impl Fn(FrameError) -> HwError {
-    move |cause| HwError::Memory { unit: unit.into(), what, cause }
 }
 
 /// Reads the capabilities and refuses what cannot be driven.

@@ -11,7 +11,7 @@ use lock_api::Mutex;
 use super::spec::command::Command;
 use super::spec::context::{DeviceContext, Mode, WORDS};
 use super::{LAST_SPACE, RiscvIommu};
-use crate::matching::matching;
+use crate::matching::{for_all, matching};
 use crate::mmio::Registers;
 
 /// More pages than these are dropped by address space instead of one by one.
@@ -89,15 +89,7 @@ impl<P: Platform, R: Registers> RiscvIommu<P, R> {
         ids: impl Iterator<Item = u32> + Clone,
         words: &[u64; WORDS],
     ) -> Result<(), UnitError> {
-        for (index, id) in ids.clone().enumerate() {
-            if let Err(error) = self.set(id, words) {
-                for undone in ids.take(index) {
-                    let _ = self.set(undone, &BLOCKED);
-                }
-                return Err(error);
-            }
-        }
-        Ok(())
+        for_all(ids, |id| self.set(id, words), |id| self.set(id, &BLOCKED))
     }
 
     fn drop_range(&self, space: u32, range: IovaRange, tables: bool) -> Result<(), UnitError> {

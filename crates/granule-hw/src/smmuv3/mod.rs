@@ -40,7 +40,7 @@ use core::mem::ManuallyDrop;
 
 use granule::addr::{DmaAddr, PageSizes};
 use granule::domain::{StreamId, UnitInfo};
-use granule::mem::{FrameError, Platform};
+use granule::mem::Platform;
 use granule::table::FormatId;
 use lock_api::Mutex;
 
@@ -100,7 +100,7 @@ impl<P: Platform, R: Registers> SmmuV3<P, R> {
         let memory = |what, bytes: u64| {
             let bits = features.output_bits.min(INPUT_BITS);
             DmaMemory::new(&platform, bytes, bits, features.coherent)
-                .map_err(no_memory(&name, what))
+                .map_err(HwError::no_memory(&name, what))
         };
         let commands = memory("the command queue", 16 << command_bits)?;
         let events = match memory("the event queue", 32 << event_bits) {
@@ -115,7 +115,7 @@ impl<P: Platform, R: Registers> SmmuV3<P, R> {
             Err(error) => {
                 commands.free();
                 events.free();
-                return Err(no_memory(&name, "the stream table")(error));
+                return Err(HwError::no_memory(&name, "the stream table")(error));
             }
         };
         let commands = Commands::new(platform.clone(), commands, command_bits, limit);
@@ -251,10 +251,6 @@ impl<P: Platform, R: Registers> Drop for SmmuV3<P, R> {
         events.into_inner().free();
         streams.into_inner().free();
     }
-}
-
-fn no_memory(unit: &str, what: &'static str) -> impl Fn(FrameError) -> HwError {
-    move |cause| HwError::Memory { unit: unit.into(), what, cause }
 }
 
 /// Reads the identification registers and refuses what cannot be driven.

@@ -13,7 +13,7 @@ use super::spec::command::{Command, Pages};
 use super::spec::entry::{Context, StreamEntry, WORDS};
 use super::spec::register::Stall;
 use crate::dma_memory::DmaMemory;
-use crate::matching::matching;
+use crate::matching::{for_all, matching};
 use crate::mmio::Registers;
 
 /// Without `IDR3.RIL`, more pages than these are dropped by ASID instead of one by one.
@@ -103,16 +103,8 @@ impl<P: Platform, R: Registers> SmmuV3<P, R> {
         ids: impl Iterator<Item = u32> + Clone,
         words: &[u64; WORDS],
     ) -> Result<(), UnitError> {
-        for (index, id) in ids.clone().enumerate() {
-            if let Err(error) = self.set(id, words) {
-                let abort = StreamEntry::Abort.words();
-                for undone in ids.take(index) {
-                    let _ = self.set(undone, &abort);
-                }
-                return Err(error);
-            }
-        }
-        Ok(())
+        let abort = StreamEntry::Abort.words();
+        for_all(ids, |id| self.set(id, words), |id| self.set(id, &abort))
     }
 
     /// Drops the entries of a range, by the shortest way that the unit has.

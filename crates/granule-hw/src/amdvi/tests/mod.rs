@@ -5,14 +5,14 @@ mod model;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use granule::addr::{Access, Attributes, DmaAddr, Iova, IovaRange, PhysAddr, PhysRange};
+use granule::addr::{Access, Attributes, DmaAddr, Iova, PhysAddr, PhysRange};
 use granule::domain::{Invalidation, Iommu, Paged, Stream, StreamId, Translation, Unit, UnitError};
 use granule::table::{Amdv1, FormatId, TableLayout};
 use granule_sim::machine::Machine;
 
 use super::spec::control;
 use super::{AmdConfig, AmdUnit};
-use crate::testing::{Clocked, machine};
+use crate::testing::{Clocked, machine, range};
 use crate::{FaultReason, HwError};
 use model::Model;
 
@@ -49,10 +49,6 @@ fn layout(root: u64) -> TableLayout {
         roots: Vec::from([PhysAddr::new(root)]),
         root_entry_bytes: 1 << 39,
     }
-}
-
-fn range(start: u64, len: u64) -> IovaRange {
-    IovaRange::new(Iova::new(start), len).expect("a range")
 }
 
 #[test]

@@ -4,16 +4,17 @@ mod model;
 
 use std::sync::Arc;
 
-use granule::addr::{Access, Attributes, Iova, IovaRange, PhysRange};
+use granule::addr::{Access, Attributes};
 use granule::domain::{
     Invalidation, Iommu, Paged, Stream, StreamId, Translation, TranslationError, Unit, UnitError,
 };
-use granule::mem::{FrameRequest, OwnedFrames};
+use granule::mem::OwnedFrames;
 use granule::table::{Format, Hint, Sv39, Sv48, Sv57};
 use granule_sim::platform::SimPlatform;
 use granule_sim::walk::SimFormat;
 
 use super::RiscvIommu;
+use crate::testing::{RW, filled, map, range};
 use crate::wait::Limit;
 use crate::{FaultReason, HwError};
 use model::{Kind, Model, Mood};
@@ -21,7 +22,6 @@ use model::{Kind, Model, Mood};
 type Riscv = RiscvIommu<SimPlatform, Model>;
 type Table<F> = Paged<F, SimPlatform, Riscv>;
 
-const RW: Attributes = Attributes::memory(Access::READ.union(Access::WRITE));
 const LIMIT: Limit = Limit { nanoseconds: 100_000, turns: 100 };
 
 fn start(model: &Model) -> Arc<Iommu<SimPlatform, Riscv>> {
@@ -35,19 +35,7 @@ fn table<F: Format>(model: &Model, iommu: &Arc<Iommu<SimPlatform, Riscv>>) -> Ta
 
 /// Memory, aligned to its size and filled with a pattern.
 fn memory(model: &Model, size: u64, fill: u8) -> OwnedFrames<SimPlatform> {
-    let request = FrameRequest::new(size, size.next_power_of_two());
-    let frames = OwnedFrames::new(model.machine.platform(), &request).expect("memory");
-    model.machine.ram().write(frames.start(), &std::vec![fill; size as usize]).expect("RAM");
-    frames
-}
-
-fn map<F: Format>(table: &Table<F>, at: u64, phys: PhysRange, attrs: Attributes) {
-    // SAFETY: the memory outlives the mapping, which nobody else makes.
-    unsafe { table.map(Iova::new(at), phys, attrs) }.expect("mapped");
-}
-
-fn range(at: u64, len: u64) -> IovaRange {
-    IovaRange::new(Iova::new(at), len).expect("a range")
+    filled(&model.machine, size, size.next_power_of_two(), fill)
 }
 
 /// Map (with a 2 MiB page), transfer, read-only, stale entry, unmap, detach; nothing is left over.

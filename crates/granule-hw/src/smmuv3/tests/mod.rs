@@ -4,16 +4,17 @@ mod model;
 
 use std::sync::Arc;
 
-use granule::addr::{Access, Attributes, Iova, IovaRange, PhysRange};
+use granule::addr::{Access, Attributes};
 use granule::domain::{
     Invalidation, Iommu, Paged, Stream, StreamId, Translation, TranslationError, Unit, UnitError,
 };
-use granule::mem::{FrameRequest, OwnedFrames};
+use granule::mem::OwnedFrames;
 use granule::table::{Format, Hint, Lpae4k, Lpae16k, Lpae64k};
 use granule_sim::platform::SimPlatform;
 use granule_sim::walk::SimFormat;
 
 use super::SmmuV3;
+use crate::testing::{RW, filled, map, range};
 use crate::wait::Limit;
 use crate::{FaultReason, HwError};
 use model::{Kind, Model, Mood, STREAM};
@@ -21,7 +22,6 @@ use model::{Kind, Model, Mood, STREAM};
 type Smmu = SmmuV3<SimPlatform, Model>;
 type Table<F> = Paged<F, SimPlatform, Smmu>;
 
-const RW: Attributes = Attributes::memory(Access::READ.union(Access::WRITE));
 const LIMIT: Limit = Limit { nanoseconds: 100_000, turns: 100 };
 
 fn start(model: &Model) -> Arc<Iommu<SimPlatform, Smmu>> {
@@ -41,26 +41,7 @@ fn stream(kind: Kind) -> Stream {
 /// Memory of `granules` granules, filled with a pattern.
 fn memory<F: Format>(model: &Model, granules: u64, fill: u8) -> OwnedFrames<SimPlatform> {
     let size = F::GRANULE.size();
-    let frames =
-        OwnedFrames::new(model.machine.platform(), &FrameRequest::new(size * granules, size))
-            .expect("memory");
-    let bytes = std::vec![fill; (size * granules) as usize];
-    model.machine.ram().write(frames.start(), &bytes).expect("RAM");
-    use granule::mem::Platform;
-    model
-        .machine
-        .platform()
-        .sync_for_device(frames.range(), granule::addr::Direction::Bidirectional);
-    frames
-}
-
-fn map<F: Format>(table: &Table<F>, at: u64, phys: PhysRange, attrs: Attributes) {
-    // SAFETY: the memory outlives the mapping, which nobody else makes.
-    unsafe { table.map(Iova::new(at), phys, attrs) }.expect("mapped");
-}
-
-fn range(at: u64, len: u64) -> IovaRange {
-    IovaRange::new(Iova::new(at), len).expect("a range")
+    filled(&model.machine, size * granules, size, fill)
 }
 
 /// Map, transfer, read-only, stale entry, unmap, detach; nothing is left over.

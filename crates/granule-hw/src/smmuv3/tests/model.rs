@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::vec::Vec;
 
-use granule::addr::{DmaAddr, Iova, IovaRange, PhysAddr};
+use granule::addr::{Iova, IovaRange, PhysAddr};
 use granule_sim::iommu::{IommuConfig, SimIommu, StreamState};
 use granule_sim::machine::{DeviceSpec, Machine};
 use granule_sim::walk::{PhysRead, SimFormat};
 use parking_lot::Mutex;
 
 use crate::mmio::Registers;
+use crate::testing::{byte_read_by, written_by};
 
 /// How the model's command queue behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,14 +251,11 @@ impl Model {
 
     /// Whether the device can read a byte there.
     pub(super) fn reads(&self, address: u64) -> Option<u8> {
-        let mut byte = [0];
-        let device = self.machine.device("nic").expect("as built");
-        device.read(DmaAddr::new(address), &mut byte).ok().map(|()| byte[0])
+        byte_read_by(&self.machine, "nic", address)
     }
 
     pub(super) fn writes(&self, address: u64, data: &[u8]) -> bool {
-        let device = self.machine.device("nic").expect("as built");
-        device.write(DmaAddr::new(address), data).is_ok()
+        written_by(&self.machine, "nic", address, data)
     }
 }
 

@@ -6,17 +6,16 @@ mod pci;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use granule::addr::{Access, Attributes, DmaAddr, Iova, IovaRange, PhysAddr, PhysRange};
+use granule::addr::{Access, Attributes, DmaAddr, Iova, PhysAddr, PhysRange};
 use granule::domain::{Invalidation, Stream, StreamId, Translation, TranslationError, UnitError};
 use granule::table::{Hint, TableError};
 use granule_sim::machine::Machine;
 
 use super::{VirtioDomain, VirtioIommu};
-use crate::testing::{Clocked, without_snooping};
+use crate::testing::{Clocked, RW, range, without_snooping};
 use crate::{FaultReason, HwError};
 use model::{Model, Space};
 
-const RW: Attributes = Attributes::memory(Access::READ.union(Access::WRITE));
 const G: u64 = 0x4000;
 
 struct Bench {
@@ -40,10 +39,6 @@ impl Bench {
     fn space(&self, id: u32) -> Option<Space> {
         self.model.state().spaces.get(&id).cloned()
     }
-}
-
-fn range(start: u64, len: u64) -> IovaRange {
-    IovaRange::new(Iova::new(start), len).expect("a range")
 }
 
 fn phys(start: u64, len: u64) -> PhysRange {

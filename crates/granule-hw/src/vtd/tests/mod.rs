@@ -5,14 +5,14 @@ mod model;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use granule::addr::{Access, Attributes, DmaAddr, Iova, IovaRange, PageSizes, PhysAddr, PhysRange};
+use granule::addr::{Access, Attributes, DmaAddr, Iova, PageSizes, PhysAddr, PhysRange};
 use granule::domain::{Invalidation, Iommu, Paged, Stream, StreamId, Translation, Unit, UnitError};
 use granule::table::{FormatId, TableLayout, Vtd2};
 use granule_sim::machine::Machine;
 
 use super::spec::global;
 use super::{VtdConfig, VtdUnit};
-use crate::testing::{Clocked, without_snooping};
+use crate::testing::{Clocked, range, without_snooping};
 use crate::{FaultReason, HwError};
 use model::{CAP, ECAP, Model};
 
@@ -39,10 +39,6 @@ fn layout(root: u64) -> TableLayout {
         roots: Vec::from([PhysAddr::new(root)]),
         root_entry_bytes: 1 << 39,
     }
-}
-
-fn range(start: u64, len: u64) -> IovaRange {
-    IovaRange::new(Iova::new(start), len).expect("a range")
 }
 
 #[test]
