@@ -16,7 +16,12 @@ use crate::text::{self, serialize_hex};
 /// Runs the command; what to print comes back.
 pub(crate) fn run(args: &BoardArgs) -> Result<String, CliError> {
     let board = load(args.file.as_deref())?;
-    Ok(if args.json { json(&board) } else { table(&board) })
+    Ok(show(&board, args.json))
+}
+
+/// The board as JSON, or as tables.
+pub(crate) fn show(board: &Board, as_json: bool) -> String {
+    if as_json { json(board) } else { table(board) }
 }
 
 /// Reads a board from a blob, or the built-in one.

@@ -20,6 +20,7 @@ mod verify;
 
 use granule::addr::Access;
 use granule::share::{Plan, Solved, Windows};
+use granule_board::Board;
 
 use crate::args::ShareArgs;
 use crate::error::CliError;
@@ -34,15 +35,20 @@ use report::Report;
 pub(crate) fn run(args: &ShareArgs) -> Result<String, CliError> {
     check_outputs(args)?;
     let board = board::load(args.board.as_deref())?;
-    let ram = machine::ram(&board, &args.memory)?;
-    let chosen = select::choose(&board, args)?;
-    let bench = machine::build(&board, &chosen, &ram, args.cpu_page)?;
-    let parties = attach::attach(&board, &bench, &chosen)?;
+    on_board(&board, args)
+}
+
+/// The same on a board that is there already.
+pub(crate) fn on_board(board: &Board, args: &ShareArgs) -> Result<String, CliError> {
+    let ram = machine::ram(board, &args.memory)?;
+    let chosen = select::choose(board, args)?;
+    let bench = machine::build(board, &chosen, &ram, args.cpu_page)?;
+    let parties = attach::attach(board, &bench, &chosen)?;
     let solved = plan(args, &bench, &parties)?;
     let mut files = Files::stage(args)?;
 
     let shared = solved.allocate()?;
-    let mut report = Report::new(&board, &bench, &parties, &solved, &shared)?;
+    let mut report = Report::new(board, &bench, &parties, &solved, &shared)?;
     report.verified = verify::mapped(&bench, &parties, &shared)?;
     if let Some(file) = &files.dump {
         bench.machine.ram().write_image(file.path())?;

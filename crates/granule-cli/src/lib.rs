@@ -9,12 +9,17 @@
 //! | `board`, `walk`, `share`, `replay`, `record` | the commands |
 //! | `figures` | what a replay measured, as tables |
 //! | `interrupt` | Ctrl-C |
+//! | [`offline`] | commands on values instead of files, for the fuzzing targets |
+//!
+//! It is a library so that `fuzz/` reaches what the command does with what it is given. Programs are
+//! better served by the crates below it: no name here is promised to stay.
 
 mod args;
 mod board;
 mod error;
 mod figures;
 mod interrupt;
+pub mod offline;
 mod output;
 mod record;
 mod replay;
@@ -32,7 +37,8 @@ use clap_complete::Shell;
 use crate::args::{Cli, Command};
 use crate::error::CliError;
 
-fn main() -> ExitCode {
+/// What the command does: reads the command line, prints the answer, says how it went.
+pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
