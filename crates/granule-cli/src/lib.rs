@@ -6,7 +6,7 @@
 //! | `args`, `size` | the command line |
 //! | `error` | why it refuses, with a kind for programs and a message for people |
 //! | `text`, `output` | addresses and sizes as people read them; files that are whole or not there |
-//! | `board`, `walk`, `share`, `replay`, `record` | the commands |
+//! | `board`, `walk`, `share`, `replay`, `record`, `man` | the commands |
 //! | `figures` | what a replay measured, as tables |
 //! | `interrupt` | Ctrl-C |
 //! | [`offline`] | commands on values instead of files, for the fuzzing targets |
@@ -19,6 +19,7 @@ mod board;
 mod error;
 mod figures;
 mod interrupt;
+mod man;
 pub mod offline;
 mod output;
 mod record;
@@ -51,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(args),
         Command::Record(args) => record::run(args),
         Command::Completions(args) => Ok(completions(args.shell)),
+        Command::Man(args) => man::run(args),
     };
     match result.and_then(|text| output::print(&text)) {
         Ok(()) => ExitCode::SUCCESS,
