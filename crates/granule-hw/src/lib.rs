@@ -20,6 +20,7 @@ pub mod fault;
 mod ids;
 mod matching;
 pub mod mmio;
+mod queue;
 pub mod riscv;
 pub mod smmuv3;
 #[cfg(test)]

@@ -120,3 +120,32 @@ unsafe impl Platform for Clocked {
         self.inner.clock().pass(Duration::from_millis(1));
     }
 }
+
+/// Registers of these widths are what a model does not have: whoever touches one fails the test.
+macro_rules! no_registers_of {
+    ($($bits:tt)*) => { $(crate::testing::no_registers!($bits);)* };
+}
+macro_rules! no_registers {
+    (8) => {
+        crate::testing::no_registers!(u8, read8, write8);
+    };
+    (16) => {
+        crate::testing::no_registers!(u16, read16, write16);
+    };
+    (32) => {
+        crate::testing::no_registers!(u32, read32, write32);
+    };
+    (64) => {
+        crate::testing::no_registers!(u64, read64, write64);
+    };
+    ($word:ty, $read:ident, $write:ident) => {
+        fn $read(&self, offset: usize) -> $word {
+            panic!("{} at {offset:#x}", stringify!($read))
+        }
+
+        fn $write(&self, offset: usize, value: $word) {
+            panic!("{} of {value:#x} at {offset:#x}", stringify!($write))
+        }
+    };
+}
+pub(crate) use {no_registers, no_registers_of};

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use granule::addr::{Access, Attributes, DmaAddr, Iova, IovaRange, PhysAddr, PhysRange};
+use granule::addr::{Access, Attributes, DmaAddr, IovaRange, PhysAddr, PhysRange};
 use granule::domain::{
     Invalidation, Iommu, Paged, Stream, StreamId, Translation, TranslationError, Unit, UnitError,
 };
-use granule::mem::{FrameRequest, OwnedFrames};
+use granule::mem::OwnedFrames;
 use granule::table::{Dart1, Dart2, Format, Hint};
 use granule_sim::dart_regs::{DartRegisters, DartRevision};
 use granule_sim::faults::Point;
@@ -17,10 +17,10 @@ use granule_sim::walk::SimFormat;
 
 use super::{Dart, Model};
 use crate::mmio::Registers;
+use crate::testing::{RW, byte_read_by, filled, map, range, written_by};
 use crate::wait::Limit;
 use crate::{FaultReason, HwError};
 
-const RW: Attributes = Attributes::memory(Access::READ.union(Access::WRITE));
 const LIMIT: Limit = Limit { nanoseconds: 100_000, turns: 100 };
 const PAGE: u64 = 0x4000;
 const STREAM: u32 = 3;
@@ -29,6 +29,8 @@ const STREAM: u32 = 3;
 struct Block(Arc<DartRegisters>);
 
 impl Registers for Block {
+    crate::testing::no_registers_of!(8 16 64);
+
     fn len(&self) -> usize {
         self.0.len()
     }
@@ -39,30 +41,6 @@ impl Registers for Block {
 
     fn write32(&self, offset: usize, value: u32) {
         self.0.write32(offset, value);
-    }
-
-    fn read64(&self, _: usize) -> u64 {
-        panic!("only 32-bit registers")
-    }
-
-    fn write64(&self, _: usize, _: u64) {
-        panic!("only 32-bit registers")
-    }
-
-    fn read8(&self, _: usize) -> u8 {
-        panic!("only 32-bit registers")
-    }
-
-    fn write8(&self, _: usize, _: u8) {
-        panic!("only 32-bit registers")
-    }
-
-    fn read16(&self, _: usize) -> u16 {
-        panic!("only 32-bit registers")
-    }
-
-    fn write16(&self, _: usize, _: u16) {
-        panic!("only 32-bit registers")
     }
 }
 
@@ -109,32 +87,20 @@ impl Rig {
     }
 
     fn memory(&self, pages: u64, fill: u8) -> OwnedFrames<SimPlatform> {
-        let request = FrameRequest::new(pages * PAGE, PAGE);
-        let frames = OwnedFrames::new(self.machine.platform(), &request).expect("memory");
-        let bytes = std::vec![fill; (pages * PAGE) as usize];
-        self.machine.ram().write(frames.start(), &bytes).expect("RAM");
-        frames
+        filled(&self.machine, pages * PAGE, PAGE, fill)
     }
 
     fn reads(&self, address: u64) -> Option<u8> {
-        let mut byte = [0];
-        let device = self.machine.device("dcp").expect("as built");
-        device.read(DmaAddr::new(address), &mut byte).ok().map(|()| byte[0])
+        byte_read_by(&self.machine, "dcp", address)
     }
 
     fn writes(&self, address: u64) -> bool {
-        let device = self.machine.device("dcp").expect("as built");
-        device.write(DmaAddr::new(address), b"x").is_ok()
+        written_by(&self.machine, "dcp", address, b"x")
     }
 }
 
-fn map<F: Format>(table: &Table<F>, at: u64, phys: PhysRange, attrs: Attributes) {
-    // SAFETY: the memory outlives the mapping, which nobody else makes.
-    unsafe { table.map(Iova::new(at), phys, attrs) }.expect("mapped");
-}
-
 fn unmap<F: Format>(table: &Table<F>, at: u64, len: u64) -> IovaRange {
-    let range = IovaRange::new(Iova::new(at), len).expect("a range");
+    let range = range(at, len);
     // SAFETY: the tests unmap what they mapped.
     unsafe { table.unmap(range, Hint::NONE) }.expect("unmapped");
     range

@@ -4,7 +4,7 @@
 //! | file | subject |
 //! | --- | --- |
 //! | [`spec`] | registers, commands, device contexts, fault records, as the specification has them |
-//! | `queue` | the command and fault queues |
+//! | `queue` | the ports of the command and fault queues |
 //! | `directory` | the device directory |
 //! | `unit` | [`Unit`](granule::domain::Unit) on those |
 //!
@@ -42,10 +42,11 @@ use lock_api::Mutex;
 use crate::dma_memory::DmaMemory;
 use crate::ids::Ids;
 use crate::mmio::Registers;
+use crate::queue::{Commands, Next, Records};
 use crate::wait::{Limit, wait_for};
 use crate::{FaultEvent, FaultReason, HwError};
 use directory::Directory;
-use queue::{COMMAND_BITS, Commands, FAULT_BITS, Faults, Next};
+use queue::{COMMAND_BITS, CommandQueue, FAULT_BITS, FaultQueue};
 use spec::command::Command;
 use spec::register::{self as reg, Capabilities};
 pub use unit::RiscvContext;
@@ -62,8 +63,8 @@ pub struct RiscvIommu<P: Platform, R: Registers> {
     capabilities: Capabilities,
     info: UnitInfo,
     limit: Limit,
-    commands: ManuallyDrop<Mutex<P::Lock, Commands<P>>>,
-    faults: ManuallyDrop<Mutex<P::Lock, Faults<P>>>,
+    commands: ManuallyDrop<Mutex<P::Lock, Commands<P, CommandQueue>>>,
+    faults: ManuallyDrop<Mutex<P::Lock, Records<P, FaultQueue>>>,
     directory: ManuallyDrop<Mutex<P::Lock, Directory<P>>>,
     spaces: Mutex<P::Lock, Ids>,
 }
@@ -109,11 +110,11 @@ impl<P: Platform, R: Registers> RiscvIommu<P, R> {
                 return Err(HwError::no_memory(&name, "the device directory")(error));
             }
         };
-        let commands = Commands::new(platform.clone(), commands, limit);
+        let commands = Commands::new(platform.clone(), commands, COMMAND_BITS, limit);
         let unit = Self {
             info: info(name, &capabilities),
             commands: ManuallyDrop::new(Mutex::new(commands)),
-            faults: ManuallyDrop::new(Mutex::new(Faults::new(faults))),
+            faults: ManuallyDrop::new(Mutex::new(Records::new(faults, FAULT_BITS))),
             directory: ManuallyDrop::new(Mutex::new(directory)),
             spaces: Mutex::new(Ids::default()),
             platform,
@@ -223,7 +224,7 @@ impl<P: Platform, R: Registers> RiscvIommu<P, R> {
         let next = self.faults.lock().next(&self.registers)?;
         let unit = self.info.name.clone();
         Some(match next {
-            Next::Fault(fault) => FaultEvent {
+            Next::Record(fault) => FaultEvent {
                 unit,
                 stream: fault.device.map(StreamId::exact),
                 address: fault.address.map(DmaAddr::new),

@@ -3,7 +3,7 @@
 //! | file | subject |
 //! | --- | --- |
 //! | [`spec`] | registers, entries, commands, events, as the specification has them |
-//! | `queue` | the command and event queues |
+//! | `queue` | the ports of the command and event queues |
 //! | `streams` | the stream table |
 //! | `unit` | [`Unit`](granule::domain::Unit) on those |
 //!
@@ -47,9 +47,10 @@ use lock_api::Mutex;
 use crate::dma_memory::DmaMemory;
 use crate::ids::Ids;
 use crate::mmio::Registers;
+use crate::queue::{Commands, Next, Records};
 use crate::wait::{Limit, wait_for};
 use crate::{FaultEvent, FaultReason, HwError};
-use queue::{Commands, Events, Next};
+use queue::{CommandQueue, EventQueue};
 use spec::command::Command;
 use spec::register::{self as reg, Enable, Features};
 use streams::Streams;
@@ -68,8 +69,8 @@ pub struct SmmuV3<P: Platform, R: Registers> {
     features: Features,
     info: UnitInfo,
     limit: Limit,
-    commands: ManuallyDrop<Mutex<P::Lock, Commands<P>>>,
-    events: ManuallyDrop<Mutex<P::Lock, Events<P>>>,
+    commands: ManuallyDrop<Mutex<P::Lock, Commands<P, CommandQueue>>>,
+    events: ManuallyDrop<Mutex<P::Lock, Records<P, EventQueue>>>,
     streams: ManuallyDrop<Mutex<P::Lock, Streams<P>>>,
     asids: Mutex<P::Lock, Ids>,
 }
@@ -122,7 +123,7 @@ impl<P: Platform, R: Registers> SmmuV3<P, R> {
         let unit = Self {
             info: info(name, &features),
             commands: ManuallyDrop::new(Mutex::new(commands)),
-            events: ManuallyDrop::new(Mutex::new(Events::new(events, event_bits))),
+            events: ManuallyDrop::new(Mutex::new(Records::new(events, event_bits))),
             streams: ManuallyDrop::new(Mutex::new(streams)),
             asids: Mutex::new(Ids::default()),
             platform,
@@ -218,7 +219,7 @@ impl<P: Platform, R: Registers> SmmuV3<P, R> {
             reason: FaultReason::Overflow,
             code: 0,
         };
-        if let Next::Event(event) = next {
+        if let Next::Record(event) = next {
             if let Some(tag) = event.stalled {
                 let end = Command::EndStalled { stream: event.stream, tag };
                 // A unit that does not answer here does not answer an invalidation either.

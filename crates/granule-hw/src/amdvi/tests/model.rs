@@ -98,6 +98,8 @@ impl Model {
 }
 
 impl Registers for Model {
+    crate::testing::no_registers_of!(8 16 32);
+
     fn len(&self) -> usize {
         0x4000
     }
@@ -144,29 +146,5 @@ impl Registers for Model {
             reg::STATUS => state.status &= !value,
             _ => panic!("write of {offset:#x}"),
         }
-    }
-
-    fn read32(&self, offset: usize) -> u32 {
-        panic!("no 32-bit register: {offset:#x}")
-    }
-
-    fn write32(&self, offset: usize, _value: u32) {
-        panic!("no 32-bit register: {offset:#x}")
-    }
-
-    fn read8(&self, offset: usize) -> u8 {
-        panic!("no 8-bit register: {offset:#x}")
-    }
-
-    fn write8(&self, offset: usize, _value: u8) {
-        panic!("no 8-bit register: {offset:#x}")
-    }
-
-    fn read16(&self, offset: usize) -> u16 {
-        panic!("no 16-bit register: {offset:#x}")
-    }
-
-    fn write16(&self, offset: usize, _value: u16) {
-        panic!("no 16-bit register: {offset:#x}")
     }
 }

@@ -260,6 +260,8 @@ impl Model {
 }
 
 impl Registers for Model {
+    crate::testing::no_registers_of!(8 16);
+
     fn len(&self) -> usize {
         0x2_0000
     }
@@ -291,21 +293,5 @@ impl Registers for Model {
         let mut state = self.state.lock();
         state.words[offset / 4] = value as u32;
         state.words[offset / 4 + 1] = (value >> 32) as u32;
-    }
-
-    fn read8(&self, _: usize) -> u8 {
-        panic!("no 8-bit registers")
-    }
-
-    fn write8(&self, _: usize, _: u8) {
-        panic!("no 8-bit registers")
-    }
-
-    fn read16(&self, _: usize) -> u16 {
-        panic!("no 16-bit registers")
-    }
-
-    fn write16(&self, _: usize, _: u16) {
-        panic!("no 16-bit registers")
     }
 }

@@ -127,6 +127,8 @@ impl Model {
 }
 
 impl Registers for Model {
+    crate::testing::no_registers_of!(8 16);
+
     fn len(&self) -> usize {
         0x1000
     }
@@ -199,21 +201,5 @@ impl Registers for Model {
             }
             _ => panic!("write of {offset:#x}"),
         }
-    }
-
-    fn read8(&self, offset: usize) -> u8 {
-        panic!("no 8-bit register: {offset:#x}")
-    }
-
-    fn write8(&self, offset: usize, _value: u8) {
-        panic!("no 8-bit register: {offset:#x}")
-    }
-
-    fn read16(&self, offset: usize) -> u16 {
-        panic!("no 16-bit register: {offset:#x}")
-    }
-
-    fn write16(&self, offset: usize, _value: u16) {
-        panic!("no 16-bit register: {offset:#x}")
     }
 }
