@@ -1,6 +1,7 @@
 //! The project's chores, `cargo xtask <chore>`: what continuous integration runs, one by one.
 #![forbid(unsafe_code)]
 
+mod apt;
 mod boards;
 mod cargo;
 mod cross;

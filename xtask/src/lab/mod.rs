@@ -72,7 +72,7 @@ impl Lab {
         let log = self.logs.join(format!("{name}.log"));
         fs::write(&log, &output.text).with_context(|| log.display().to_string())?;
         let seconds = begin.elapsed().as_secs_f64();
-        let mut verdict = Verdict::of(&output, row.machine);
+        let mut verdict = Verdict::of(&output, row.machine.passed());
         let difference = disk.as_deref().map(disk::compare).transpose()?.flatten();
         verdict.wrong = verdict.wrong.or(difference);
         Ok(Run { verdict, seconds, log })

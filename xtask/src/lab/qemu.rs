@@ -73,26 +73,34 @@ pub(super) fn boot(
     if let Some(sabotage) = sabotage {
         line.push_str(&format!(" break={}", sabotage.name()));
     }
-    let mut child = Command::new(machine.emulator())
+    let mut emulator = Command::new(machine.emulator());
+    emulator
         .args(EVERY)
         .args(machine.arguments())
         .args(row.iommu)
         .args(devices(disk))
         .arg("-kernel")
         .arg(image)
-        .args(["-append", &line])
+        .args(["-append", &line]);
+    run(emulator, LIMIT)
+}
+
+/// Runs an emulator until it ends or its time is over.
+pub(super) fn run(mut emulator: Command, limit: Duration) -> Result<Output> {
+    let name = emulator.get_program().to_string_lossy().into_owned();
+    let mut child = emulator
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("starting {}", machine.emulator()))?;
+        .with_context(|| format!("starting {name}"))?;
     let printed = collect(child.stdout.take());
     let complaints = collect(child.stderr.take());
-    let (code, timed_out) = wait(&mut child)?;
+    let (code, timed_out) = wait(&mut child, limit)?;
     let mut text = printed.join().unwrap_or_default();
     let complaints = complaints.join().unwrap_or_default();
     if !complaints.is_empty() {
-        text.push_str(&format!("--- {}: {complaints}", machine.emulator()));
+        text.push_str(&format!("--- {name}: {complaints}"));
     }
     Ok(Output { text, code, timed_out })
 }
@@ -102,11 +110,15 @@ fn devices(disk: Option<&Path>) -> Vec<String> {
     let Some(disk) = disk else {
         return EDUS.iter().map(ToString::to_string).collect();
     };
-    // A comma in a path is doubled.
-    let file = disk.display().to_string().replace(',', ",,");
-    let drive = format!("if=none,id=disk,format=raw,file={file}");
     let device = "virtio-blk-pci,drive=disk,iommu_platform=on,disable-legacy=on".to_string();
-    vec!["-drive".to_string(), drive, "-device".to_string(), device]
+    vec!["-drive".to_string(), drive(disk), "-device".to_string(), device]
+}
+
+/// What makes a file the content of a device with `drive=disk`.
+fn drive(file: &Path) -> String {
+    // A comma in a path is doubled.
+    let file = file.display().to_string().replace(',', ",,");
+    format!("if=none,id=disk,format=raw,file={file}")
 }
 
 /// Reads a stream to its end in a thread of its own.
@@ -122,13 +134,13 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Str
 }
 
 /// The exit code, and whether the time was over.
-fn wait(child: &mut Child) -> Result<(Option<i32>, bool)> {
+fn wait(child: &mut Child, limit: Duration) -> Result<(Option<i32>, bool)> {
     let begin = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok((status.code(), false));
         }
-        if begin.elapsed() > LIMIT {
+        if begin.elapsed() > limit {
             child.kill()?;
             child.wait()?;
             return Ok((None, true));
