@@ -5,15 +5,14 @@ use alloc::vec::Vec;
 
 use granule::addr::{Attributes, Granule, Iova, IovaRange, PhysAddr, PhysRange};
 use granule::domain::{
-    Attached, Geometry, Invalidation, Stream, StreamId, Translation, TranslationError, UnitError,
-    UnitReport,
+    Attached, Geometry, Invalidation, MappingRecord, RecordedMapping, Stream, StreamId,
+    Translation, TranslationError, UnitError, UnitReport,
 };
 use granule::mem::{FrameError, Platform};
 use granule::table::{Hint, Resolved, TableError, Unmapped};
 use lock_api::Mutex;
 
 use super::VirtioIommu;
-use super::mappings::{Mapping, Mappings};
 use super::spec::{self, Request};
 use super::transport::VirtioTransport;
 
@@ -36,7 +35,7 @@ pub struct VirtioDomain<P: Platform, T: VirtioTransport> {
 
 #[derive(Default)]
 struct State {
-    mappings: Mappings,
+    mappings: MappingRecord,
     endpoints: Vec<Endpoint>,
 }
 
@@ -105,7 +104,7 @@ impl<P: Platform, T: VirtioTransport> VirtioDomain<P, T> {
         iova: Iova,
         phys: PhysRange,
         attrs: Attributes,
-    ) -> Result<Mapping, TranslationError> {
+    ) -> Result<RecordedMapping, TranslationError> {
         if attrs.access.is_empty() {
             return Err(TableError::NoAccess.into());
         }
@@ -122,10 +121,10 @@ impl<P: Platform, T: VirtioTransport> VirtioDomain<P, T> {
         if let Some(taken) = state.mappings.first_in(range) {
             return Err(TableError::AlreadyMapped { iova: taken.range.start().max(iova) }.into());
         }
-        Ok(Mapping { range, phys: phys.start().raw(), attrs })
+        Ok(RecordedMapping { range, phys: phys.start().raw(), attrs })
     }
 
-    fn send_map(&self, mapping: &Mapping, stream: StreamId) -> Result<(), UnitError> {
+    fn send_map(&self, mapping: &RecordedMapping, stream: StreamId) -> Result<(), UnitError> {
         let request = Request::Map {
             domain: self.id,
             first: mapping.range.start().raw(),

@@ -17,7 +17,6 @@
 mod device;
 mod domain;
 mod endpoints;
-mod mappings;
 pub mod pci;
 mod queue;
 mod requests;

@@ -66,6 +66,16 @@ pub enum TranslationError {
         /// The format.
         format: FormatId,
     },
+    /// A backend whose tables are not ours refused, in its own words.
+    #[error("{unit}: {reason}")]
+    Backend {
+        /// What refused.
+        unit: String,
+        /// What it answered, as its interface numbers it; 0 if it was not asked.
+        code: u32,
+        /// What that means here, with the numbers, and what to do.
+        reason: String,
+    },
     /// No IOMMU was given.
     #[error("a translation needs at least one IOMMU")]
     NoUnit,

@@ -7,6 +7,7 @@
 //! | [`Translation`] | what a domain needs: map, unmap, invalidate |
 //! | [`Paged`] | a translation of our own page table and units |
 //! | [`Mirror`] | several translations kept in step |
+//! | [`MappingRecord`] | what a backend without tables of ours has mapped |
 //! | [`Domain`] | an IOVA space whose addresses granule hands out |
 //! | [`Unmanaged`] | an IOVA space whose owner places everything |
 
@@ -19,6 +20,7 @@ mod mapping;
 mod mirror;
 mod paged;
 mod quarantine;
+mod record;
 mod space;
 mod translation;
 mod unit;
@@ -32,6 +34,7 @@ pub use error::{DomainError, TranslationError};
 pub use iommu::{Blocked, Iommu};
 pub use mirror::Mirror;
 pub use paged::Paged;
+pub use record::{MappingRecord, RecordedMapping};
 pub use space::{Domain, DomainStats, Mapped, Placement, UnmapError};
 pub use translation::{Attached, Geometry, Stream, Translation, UnitReport};
 pub use unit::{Invalidation, StreamId, Unit, UnitError, UnitInfo};

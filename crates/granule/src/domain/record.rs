@@ -1,53 +1,61 @@
-//! The record of what a domain maps: the device keeps its tables to itself and loses them in a reset.
+//! The record of what a domain maps, for backends that keep their tables to themselves: a device that
+//! loses them in a reset, a kernel that does not show them.
 #![forbid(unsafe_code)]
 
 use alloc::collections::BTreeMap;
 
-use granule::addr::{Attributes, Iova, IovaRange, PageSizes, PhysAddr};
-use granule::table::{Fence, Resolved, TableError};
+use crate::addr::{Attributes, Iova, IovaRange, PageSizes, PhysAddr};
+use crate::table::{Fence, Resolved, TableError};
 
-/// One mapping, as one MAP request made it.
+/// One mapping, as one request made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mapping {
+pub struct RecordedMapping {
     /// The IOVA range.
-    pub(super) range: IovaRange,
+    pub range: IovaRange,
     /// What its first byte leads to.
-    pub(super) phys: u64,
+    pub phys: u64,
     /// Rights and kind.
-    pub(super) attrs: Attributes,
+    pub attrs: Attributes,
 }
 
 /// Mappings by their first address; they do not overlap.
-#[derive(Default)]
-pub(super) struct Mappings {
-    by_start: BTreeMap<u64, Mapping>,
+///
+/// Noting a mapping takes memory of the global allocator, which has no way to say that there is
+/// none; forgetting one takes none.
+#[derive(Debug, Default)]
+pub struct MappingRecord {
+    by_start: BTreeMap<u64, RecordedMapping>,
 }
 
-impl Mappings {
+impl MappingRecord {
     /// The first mapping that meets `range`.
-    pub(super) fn first_in(&self, range: IovaRange) -> Option<Mapping> {
+    pub fn first_in(&self, range: IovaRange) -> Option<RecordedMapping> {
         self.overlapping(range).next()
     }
 
     /// All mappings that meet `range`, in order.
-    pub(super) fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = Mapping> + '_ {
+    pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = RecordedMapping> + '_ {
         let (start, last) = (range.start().raw(), range.last().raw());
         let before = self.by_start.range(..start).next_back();
         let before = before.filter(move |(_, mapping)| mapping.range.last().raw() >= start);
         before.into_iter().chain(self.by_start.range(start..=last)).map(|(_, mapping)| *mapping)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Mapping> {
+    /// All mappings, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &RecordedMapping> {
         self.by_start.values()
     }
 
     /// Notes a mapping that overlaps none.
-    pub(super) fn insert(&mut self, mapping: Mapping) {
+    pub fn insert(&mut self, mapping: RecordedMapping) {
         self.by_start.insert(mapping.range.start().raw(), mapping);
     }
 
     /// Refuses if an end of `range` lies inside a mapping: requests are undone whole.
-    pub(super) fn check_whole(&self, range: IovaRange) -> Result<(), TableError> {
+    ///
+    /// # Errors
+    /// [`TableError::CutsPage`], with the mapping that would be cut.
+    pub fn check_whole(&self, range: IovaRange) -> Result<(), TableError> {
         for mapping in self.overlapping(range) {
             let page = mapping.range;
             if !range.contains(page.start()) {
@@ -62,7 +70,7 @@ impl Mappings {
     }
 
     /// Forgets all mappings inside `range`, which cuts none; gives their bytes. Never allocates.
-    pub(super) fn remove(&mut self, range: IovaRange) -> u64 {
+    pub fn remove(&mut self, range: IovaRange) -> u64 {
         let mut bytes = 0;
         while let Some(mapping) = self.first_in(range) {
             bytes += mapping.range.len();
@@ -72,7 +80,7 @@ impl Mappings {
     }
 
     /// What an address leads to.
-    pub(super) fn resolve(&self, iova: Iova, sizes: PageSizes) -> Option<Resolved> {
+    pub fn resolve(&self, iova: Iova, sizes: PageSizes) -> Option<Resolved> {
         let (_, mapping) = self.by_start.range(..=iova.raw()).next_back()?;
         let offset = iova.offset_from(mapping.range.start())?;
         if !mapping.range.contains(iova) {
@@ -87,7 +95,7 @@ impl Mappings {
     }
 
     /// Calls `visit` for each page that meets `range`, as large as the device may have made it.
-    pub(super) fn for_each_page(
+    pub fn for_each_page(
         &self,
         range: IovaRange,
         sizes: PageSizes,
@@ -109,7 +117,7 @@ impl Mappings {
 }
 
 /// The largest page around `iova` that lies in the mapping and is aligned at both ends.
-fn page_size(mapping: &Mapping, iova: u64, sizes: PageSizes) -> u64 {
+fn page_size(mapping: &RecordedMapping, iova: u64, sizes: PageSizes) -> u64 {
     let (start, last) = (mapping.range.start().raw(), mapping.range.last().raw());
     let fits = |size: &u64| {
         let page = iova & !(size - 1);
@@ -121,19 +129,19 @@ fn page_size(mapping: &Mapping, iova: u64, sizes: PageSizes) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use granule::addr::Access;
+    use crate::addr::Access;
     use proptest::prelude::*;
     use std::vec::Vec;
 
-    fn mapping(start: u64, len: u64, phys: u64) -> Mapping {
+    fn mapping(start: u64, len: u64, phys: u64) -> RecordedMapping {
         let range = IovaRange::new(Iova::new(start), len).expect("a range");
-        Mapping { range, phys, attrs: Attributes::memory(Access::READ) }
+        RecordedMapping { range, phys, attrs: Attributes::memory(Access::READ) }
     }
 
     #[test]
     fn pages_are_as_large_as_they_can_be() {
         let sizes: PageSizes = [0x4000, 0x20_0000].into_iter().collect();
-        let mut mappings = Mappings::default();
+        let mut mappings = MappingRecord::default();
         mappings.insert(mapping(0x1f_c000, 0x40_8000, 0x81f_c000));
         let mut pages = Vec::new();
         let all = IovaRange::new(Iova::new(0), 1 << 40).expect("a range");
@@ -159,7 +167,7 @@ mod tests {
         #[test]
         fn the_record_is_what_was_noted(steps in proptest::collection::vec((0u64..32, 1u64..6, any::<bool>()), 1..60)) {
             let sizes: PageSizes = [0x1000].into_iter().collect();
-            let mut mappings = Mappings::default();
+            let mut mappings = MappingRecord::default();
             let mut model: BTreeMap<u64, (u64, usize)> = BTreeMap::new();
             for (number, (at, len, map)) in steps.into_iter().enumerate() {
                 let new = mapping(at << 12, len << 12, (number as u64) << 20);
