@@ -6,7 +6,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use granule::addr::PageSizes;
 use granule::mem::Platform;
 use iommufd_ioctls::{IommuFd, IommufdError};
 use rustix::io::Errno;
@@ -97,7 +96,7 @@ impl Opened {
             Self::Iommufd(ioas) => {
                 let iommu = sysfs.iommu_of(device);
                 let sizes = iommu.and_then(|iommu| sysfs.page_sizes(&iommu));
-                Box::new(IoasSpace::new(ioas.clone(), sizes.unwrap_or(PageSizes::default())))
+                Box::new(IoasSpace::new(ioas.clone(), sizes.unwrap_or_default()))
             }
         }
     }

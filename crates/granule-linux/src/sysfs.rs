@@ -153,11 +153,11 @@ impl Sysfs {
         if let Some(cap) = self.text(&format!("sys/class/iommu/{iommu}/intel-iommu/cap")) {
             let cap = u64::from_str_radix(&cap, 16).ok()?;
             return Some(PageSizes::from_bits(
-                1 << 12 | (cap >> 34 & 1) << 21 | (cap >> 35 & 1) << 30,
+                (1 << 12) | ((cap >> 34) & 1) << 21 | ((cap >> 35) & 1) << 30,
             ));
         }
         let amd = self.path(&format!("sys/class/iommu/{iommu}/amd-iommu"));
-        amd.is_dir().then(|| PageSizes::from_bits(!0xfff & (1 << 40) - 1))
+        amd.is_dir().then(|| PageSizes::from_bits(((1 << 40) - 1) & !0xfff))
     }
 
     /// The name of the device's VFIO character device.
