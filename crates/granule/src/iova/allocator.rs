@@ -6,21 +6,29 @@ use core::sync::atomic::AtomicBool;
 
 use lock_api::Mutex;
 
+use super::front::Front;
 use super::magazine::{Class, Magazines};
 use super::space::{ClaimError, Space, Span};
 use super::{IovaError, IovaRequest, IovaUsage};
 use crate::addr::{Granule, Iova, IovaRange};
 use crate::mem::{CachePadded, PerCpu, Platform};
 
-/// What one CPU has: its magazines, once it has allocated something.
-#[derive(Default)]
-pub(super) struct Shard {
+/// What one CPU has.
+pub(super) struct Share<P: Platform, C> {
+    pub(super) front: Front,
+    pub(super) shard: Mutex<P::Lock, Shard<C>>,
+}
+
+/// The part of it behind a lock: its magazines, once it has allocated something.
+pub(super) struct Shard<C> {
     pub(super) magazines: Option<Magazines>,
     /// A free found no magazines here; the next allocation that has time gets them.
     pub(super) wanted: bool,
+    /// What the user counts under this lock.
+    pub(super) counts: C,
 }
 
-impl Shard {
+impl<C> Shard<C> {
     #[inline]
     pub(super) fn magazines(&mut self) -> Option<&mut Magazines> {
         self.magazines.as_mut()
@@ -31,11 +39,13 @@ impl Shard {
 ///
 /// Granules are the unit: every range that is handed out is whole granules, at a multiple of the
 /// granule. Any CPU may free what another has allocated. See the [module](super) for how it works.
-pub struct IovaAllocator<P: Platform> {
+///
+/// `C` is what its user counts, one value a CPU: see [`alloc_counted`](Self::alloc_counted).
+pub struct IovaAllocator<P: Platform, C = ()> {
     pub(super) platform: P,
     pub(super) granule: Granule,
     pub(super) aperture: IovaRange,
-    pub(super) shards: PerCpu<Mutex<P::Lock, Shard>>,
+    pub(super) shares: PerCpu<Share<P, C>>,
     /// Whether a shard wants magazines.
     pub(super) wanted: AtomicBool,
     /// Locked after a shard, where both are.
@@ -43,21 +53,46 @@ pub struct IovaAllocator<P: Platform> {
 }
 
 impl<P: Platform> IovaAllocator<P> {
-    /// An allocator for `aperture`, shrunk inward to whole granules.
+    /// An allocator for `aperture`, shrunk inward to whole granules, that counts nothing.
     ///
     /// # Errors
     /// [`IovaError::EmptyAperture`] if no whole granule is left; [`IovaError::OutOfMemory`].
     pub fn new(platform: &P, granule: Granule, aperture: IovaRange) -> Result<Self, IovaError> {
+        Self::with_shares(platform, granule, aperture, |_| ())
+    }
+}
+
+impl<P: Platform, C> IovaAllocator<P, C> {
+    /// The same as [`new`](IovaAllocator::new), with counts for each CPU: `counts` makes those of the
+    /// CPU whose number it is given.
+    ///
+    /// # Errors
+    /// As [`new`](IovaAllocator::new).
+    pub fn with_shares(
+        platform: &P,
+        granule: Granule,
+        aperture: IovaRange,
+        mut counts: impl FnMut(usize) -> C,
+    ) -> Result<Self, IovaError> {
         let aperture =
             aperture.align_inward(granule).ok_or(IovaError::EmptyAperture { aperture, granule })?;
         let bounds =
             Span::new(aperture.start().raw() >> granule.shift(), aperture.len() >> granule.shift());
         let space = Space::new(bounds).map_err(|_| IovaError::OutOfMemory)?;
+        let mut cpus = 0..;
+        let shares = PerCpu::new(platform, || Share {
+            front: Front::default(),
+            shard: Mutex::new(Shard {
+                magazines: None,
+                wanted: false,
+                counts: counts(cpus.next().unwrap_or(0)),
+            }),
+        });
         Ok(Self {
             platform: platform.clone(),
             granule,
             aperture,
-            shards: PerCpu::new(platform, || Mutex::new(Shard::default())),
+            shares,
             wanted: AtomicBool::new(false),
             space: CachePadded(Mutex::new(space)),
         })
@@ -93,38 +128,77 @@ impl<P: Platform> IovaAllocator<P> {
     /// cannot be met now; [`IovaError::OutOfMemory`] if the bookkeeping finds no memory.
     #[inline]
     pub fn alloc(&self, request: &IovaRequest) -> Result<Iova, IovaError> {
-        let Some(last) = request.size.checked_sub(1) else { return Err(IovaError::ZeroSize) };
-        if !request.align.is_power_of_two() {
-            return Err(IovaError::BadAlignment { align: request.align });
+        let len = self.granules(request)?;
+        let share = self.shares.local(&self.platform);
+        let start = if self.is_open(request) {
+            share.front.take(len, |_| true)
+        } else {
+            share.front.take(len, |start| self.fits(request, start, len))
+        };
+        if let Some(start) = start {
+            return Ok(Iova::new(start << self.granule.shift()));
         }
-        let len = (last >> self.granule.shift()) + 1;
+        self.alloc_behind(len, request)
+    }
+
+    /// From what lies behind the front.
+    #[inline(never)]
+    fn alloc_behind(&self, len: u64, request: &IovaRequest) -> Result<Iova, IovaError> {
+        let shard = &self.shares.local(&self.platform).shard;
         if let Some(class) = Class::of(len) {
-            if let Some(iova) = self.alloc_cached(class, len, request) {
+            let mut shard = shard.lock();
+            if let Some(iova) = self.pop(&mut shard, class, len, request) {
                 return Ok(iova);
             }
         }
         self.alloc_uncached(len, request)
     }
 
-    /// From this CPU's magazines alone.
+    /// The request's length in granules.
+    #[inline(always)]
+    pub(super) fn granules(&self, request: &IovaRequest) -> Result<u64, IovaError> {
+        let Some(last) = request.size.checked_sub(1) else { return Err(IovaError::ZeroSize) };
+        if !request.align.is_power_of_two() {
+            return Err(IovaError::BadAlignment { align: request.align });
+        }
+        Ok((last >> self.granule.shift()) + 1)
+    }
+
+    /// Whether any range of its size meets the request.
+    #[inline(always)]
+    fn is_open(&self, request: &IovaRequest) -> bool {
+        request.align <= self.granule.size()
+            && request.window.is_none_or(|window| window.contains_range(&self.aperture))
+    }
+
+    /// Whether a free range of `len` granules at granule `start` meets the request.
     #[inline]
-    fn alloc_cached(&self, class: Class, len: u64, request: &IovaRequest) -> Option<Iova> {
+    fn fits(&self, request: &IovaRequest, start: u64, len: u64) -> bool {
         let shift = self.granule.shift();
-        let mut shard = self.shards.local(&self.platform).lock();
+        let first = start << shift;
+        let last = first + ((len << shift) - 1);
+        first & (request.align - 1) == 0
+            && request
+                .window
+                .is_none_or(|window| first >= window.start().raw() && last <= window.last().raw())
+    }
+
+    /// From a CPU's magazines alone.
+    #[inline]
+    pub(super) fn pop(
+        &self,
+        shard: &mut Shard<C>,
+        class: Class,
+        len: u64,
+        request: &IovaRequest,
+    ) -> Option<Iova> {
         let magazines = shard.magazines()?;
-        let open = request.window.is_none_or(|window| window.contains_range(&self.aperture));
-        let start = match (request.window, request.align <= self.granule.size()) {
-            (_, true) if open => magazines.pop(class),
-            (window, _) => magazines.pop_if(class, |start| {
-                let first = start << shift;
-                let last = first + ((len << shift) - 1);
-                first & (request.align - 1) == 0
-                    && window.is_none_or(|window| {
-                        first >= window.start().raw() && last <= window.last().raw()
-                    })
-            }),
+        let start = if self.is_open(request) {
+            magazines.pop(class)
+        } else {
+            magazines.pop_if(class, |start| self.fits(request, start, len))
         }?;
-        Some(Iova::new(start << shift))
+        Some(Iova::new(start << self.granule.shift()))
     }
 
     /// Allocates exactly `range`, all or nothing.
@@ -170,17 +244,43 @@ impl<P: Platform> IovaAllocator<P> {
     #[inline]
     pub fn free(&self, range: IovaRange) -> Result<(), IovaError> {
         let span = self.span_of(range)?;
-        let aligned = span.low & (span.len().next_power_of_two() - 1) == 0;
-        let class = if aligned { Class::of(span.len()) } else { None };
-        let Some(class) = class else { return self.free_uncached(range, span) };
-        let mut shard = self.shards.local(&self.platform).lock();
+        let share = self.shares.local(&self.platform);
+        if span.is_natural() && share.front.put(span.len(), span.low) {
+            return Ok(());
+        }
+        self.free_behind(&share.shard, range, span)
+    }
+
+    /// Into what lies behind the front.
+    #[inline(never)]
+    fn free_behind(
+        &self,
+        shard: &Mutex<P::Lock, Shard<C>>,
+        range: IovaRange,
+        span: Span,
+    ) -> Result<(), IovaError> {
+        match span.class() {
+            Some(class) => self.push(&mut shard.lock(), class, range, span),
+            None => self.free_uncached(range, span),
+        }
+    }
+
+    /// Into a CPU's magazines, or past them.
+    #[inline]
+    pub(super) fn push(
+        &self,
+        shard: &mut Shard<C>,
+        class: Class,
+        range: IovaRange,
+        span: Span,
+    ) -> Result<(), IovaError> {
         if shard.magazines().is_some_and(|magazines| magazines.push(class, span.low)) {
             return Ok(());
         }
-        self.free_overflowing(&mut shard, class, range, span)
+        self.free_overflowing(shard, class, range, span)
     }
 
-    /// Gives all CPUs' magazines back to the tree, and frees bookkeeping memory that was kept for
+    /// Gives all that CPUs keep at hand back to the tree, and frees bookkeeping memory that was kept for
     /// the next range. Done before an allocation is refused; of use otherwise to see the true
     /// [`IovaUsage::largest_free`].
     pub fn flush_caches(&self) {
@@ -191,10 +291,11 @@ impl<P: Platform> IovaAllocator<P> {
     /// How much is used for what.
     pub fn usage(&self) -> IovaUsage {
         let mut memory =
-            size_of::<Self>() + self.shards.len() * size_of::<CachePadded<Mutex<P::Lock, Shard>>>();
+            size_of::<Self>() + self.shares.len() * size_of::<CachePadded<Share<P, C>>>();
         let mut cached = 0;
-        for shard in self.shards.iter() {
-            if let Some(magazines) = shard.lock().magazines() {
+        for share in self.shares.iter() {
+            cached += share.front.granules();
+            if let Some(magazines) = share.shard.lock().magazines() {
                 cached += magazines.granules();
                 memory += Magazines::HEAP_BYTES;
             }
@@ -225,7 +326,7 @@ impl<P: Platform> IovaAllocator<P> {
 
     /// A caller's range in granules.
     #[inline]
-    fn span_of(&self, range: IovaRange) -> Result<Span, IovaError> {
+    pub(super) fn span_of(&self, range: IovaRange) -> Result<Span, IovaError> {
         if !range.is_aligned(self.granule) {
             return Err(IovaError::Misaligned { range, granule: self.granule });
         }
@@ -237,7 +338,7 @@ impl<P: Platform> IovaAllocator<P> {
     }
 }
 
-impl<P: Platform> fmt::Debug for IovaAllocator<P> {
+impl<P: Platform, C> fmt::Debug for IovaAllocator<P, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IovaAllocator")
             .field("granule", &self.granule)

@@ -1,12 +1,14 @@
 //! The IOVA allocator of a domain: which addresses are free, in units of the domain's granule.
 //!
-//! Three stages, from the fast to the thorough:
+//! Four stages, from the fast to the thorough:
 //!
-//! 1. **Magazines.** Each CPU holds a few free ranges of every common size, under a lock that is its
-//!    own. Nearly every call ends here, after a push or a pop.
-//! 2. **The tree.** One lazy tree of bitmaps holds everything else, under one lock. Ranges move
+//! 1. **The front.** Each CPU holds one free range for every power of two in an atomic word: what was
+//!    just freed is handed out again without a lock.
+//! 2. **Magazines.** Each CPU holds a few free ranges of every common size, under a lock that is its
+//!    own. Nearly every other call ends here, after a push or a pop.
+//! 3. **The tree.** One lazy tree of bitmaps holds everything else, under one lock. Ranges move
 //!    between it and the magazines in batches.
-//! 3. **The sweep.** Before space is declared full, all CPUs' magazines go back to the tree, the
+//! 4. **The sweep.** Before space is declared full, all that CPUs hold goes back to the tree, the
 //!    tree is searched for a place that only a walk over the free extents finds, and the error says
 //!    whether the space is full, fragmented, or never was large enough.
 //!
@@ -17,7 +19,9 @@
 //! [`IovaError::OutOfMemory`] says so; nothing aborts.
 //!
 //! ```text
-//! allocator   the public type and the path through a magazine
+//! allocator   the public type and the path through front and magazine
+//! counted     the same path with the user's counts under the lock of the magazine
+//! front       one range a size in an atomic word
 //! slow        refilling, overflowing, emptying, and the errors
 //! magazine    size classes and their stacks     space   the tree with bounds and reservations
 //!                                               tree    words, nodes, search
@@ -26,7 +30,9 @@
 #![cfg_attr(not(test), forbid(unsafe_code))] // The tests implement `Platform`, an unsafe trait.
 
 mod allocator;
+mod counted;
 mod error;
+mod front;
 mod magazine;
 mod request;
 mod slow;

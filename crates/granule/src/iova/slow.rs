@@ -23,7 +23,7 @@ struct Goal {
     span: Span,
 }
 
-impl<P: Platform> IovaAllocator<P> {
+impl<P: Platform, C> IovaAllocator<P, C> {
     /// Allocates what the magazines do not have.
     #[cold]
     #[inline(never)]
@@ -68,7 +68,7 @@ impl<P: Platform> IovaAllocator<P> {
             return None;
         }
         self.equip_others();
-        let mut shard = self.shards.local(&self.platform).lock();
+        let mut shard = self.shares.local(&self.platform).shard.lock();
         if shard.magazines.is_none() {
             shard.magazines = Magazines::allocate();
         }
@@ -85,8 +85,8 @@ impl<P: Platform> IovaAllocator<P> {
             return;
         }
         self.wanted.store(false, Ordering::Relaxed);
-        for shard in self.shards.iter() {
-            let mut shard = shard.lock();
+        for share in self.shares.iter() {
+            let mut shard = share.shard.lock();
             if shard.wanted && shard.magazines.is_none() {
                 shard.magazines = Magazines::allocate();
             }
@@ -99,7 +99,7 @@ impl<P: Platform> IovaAllocator<P> {
     #[inline(never)]
     pub(super) fn free_overflowing(
         &self,
-        shard: &mut Shard,
+        shard: &mut Shard<C>,
         class: Class,
         range: IovaRange,
         span: Span,
@@ -116,15 +116,17 @@ impl<P: Platform> IovaAllocator<P> {
     }
 
     /// Frees a range into the tree.
+    #[cold]
     #[inline(never)]
     pub(super) fn free_uncached(&self, range: IovaRange, span: Span) -> Result<(), IovaError> {
         self.space.lock().give(span).map_err(|_| IovaError::NotAllocated { range })
     }
 
-    /// Empties all magazines into the tree.
+    /// Empties all fronts and magazines into the tree.
     pub(super) fn drain_all(&self) {
-        for shard in self.shards.iter() {
-            let mut shard = shard.lock();
+        for share in self.shares.iter() {
+            share.front.drain(|start, len| give_back(&mut self.space.lock(), start, len));
+            let mut shard = share.shard.lock();
             let Some(magazines) = shard.magazines() else { continue };
             if magazines.granules() != 0 {
                 let mut space = self.space.lock();

@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::size_of;
 
+use super::magazine::Class;
 use super::tree::{Batch, Extents, Ledger, NoMemory, NotTaken, Query, Tier, tree_of_order};
 
 /// A range of granules, both ends included.
@@ -26,6 +27,18 @@ impl Span {
     #[inline]
     pub(super) fn len(self) -> u64 {
         self.high - self.low + 1
+    }
+
+    /// Whether it starts at a multiple of its length, rounded up to a power of two.
+    #[inline(always)]
+    pub(super) fn is_natural(self) -> bool {
+        self.low & (self.len().next_power_of_two() - 1) == 0
+    }
+
+    /// The class of magazine that holds such a range.
+    #[inline]
+    pub(super) fn class(self) -> Option<Class> {
+        if self.is_natural() { Class::of(self.len()) } else { None }
     }
 
     /// What the two share.

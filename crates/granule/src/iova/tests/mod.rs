@@ -6,6 +6,8 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
+mod counts;
+mod interleavings;
 mod model;
 mod steps;
 
@@ -293,8 +295,12 @@ fn misuse_of_free_and_alloc_at_is_told() {
         assert_eq!(real.alloc_at(bad), Err(IovaError::OutsideAperture { range: bad, aperture }));
     }
     // Nothing was ever allocated, and this CPU has no magazine that could hide it.
-    let never = range(0x12000, G4);
+    let never = range(0x14000, 3 * G4);
     assert_eq!(real.free(never), Err(IovaError::NotAllocated { range: never }));
+    // The front hides a power of two, but the tree does not take it as free a second time.
+    let _ = real.free(range(0x12000, G4));
+    real.flush_caches();
+    assert_eq!((real.usage().free, real.usage().live), (0x10000, 0));
 }
 
 #[test]
