@@ -26,6 +26,16 @@ pub(crate) fn clippy(chores: &Chores) -> Result<()> {
     lab::clippy(chores)
 }
 
+/// The tests that judge the core, at a tenth of their effort. Mutation testing runs the same:
+/// `GRANULE_EFFORT=10 cargo mutants -p granule -- --lib --tests`.
+pub(crate) fn quick(chores: &Chores, packages: &[String]) -> Result<()> {
+    let core = ["granule", "granule-laws", "granule-checks"].map(String::from);
+    let packages = if packages.is_empty() { &core[..] } else { packages };
+    let packages = packages.iter().flat_map(|name| ["-p", name]);
+    let _effort = chores.sh.push_env("GRANULE_EFFORT", "10");
+    Ok(cmd!(chores.sh, "cargo test --quiet --lib --tests {packages...}").run()?)
+}
+
 pub(crate) fn doc(chores: &Chores) -> Result<()> {
     let _flags = chores.sh.push_env("RUSTDOCFLAGS", "-D warnings");
     Ok(cmd!(chores.sh, "cargo doc --workspace --no-deps").run()?)

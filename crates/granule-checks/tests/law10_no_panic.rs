@@ -134,7 +134,7 @@ fn memory_of(device: &Device, flags: MapFlags, len: u64, at: u64) -> Result<(), 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(granule_laws::effort::effort(128)))]
 
     #[test]
     fn translated_devices(

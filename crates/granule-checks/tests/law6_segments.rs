@@ -193,7 +193,7 @@ fn finish(board: &Board, device: Device) -> Result<(), TestCaseError> {
 macro_rules! translated {
     ($name:ident, $format:ty, $sim:expr, $granule:expr) => {
         proptest! {
-            #![proptest_config(ProptestConfig::with_cases(48))]
+            #![proptest_config(ProptestConfig::with_cases(granule_laws::effort::effort(48)))]
 
             #[test]
             fn $name(shape in shape(), limits in limits()) {
@@ -226,7 +226,7 @@ fn fills(at: u64, len: u64, granule: u64) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(granule_laws::effort::effort(64)))]
 
     /// What does not fill its granules is bounced; a slot begins a granule.
     #[test]

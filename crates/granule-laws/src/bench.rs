@@ -19,6 +19,8 @@ use granule_sim::platform::{CpuConfig, SimPlatform};
 use granule_sim::unit::SimUnit;
 use granule_sim::walk::SimFormat;
 
+use crate::effort;
+
 /// Where RAM begins.
 pub const RAM: u64 = 0x8_0000_0000;
 /// Each of the two banks.
@@ -95,7 +97,7 @@ impl Case {
     }
 
     /// Every format on every CPU page, with the other properties turned through so that each
-    /// appears with each format and each page.
+    /// appears with each format and each page. Below full effort, some of them ([`effort::some`]).
     pub fn all() -> Vec<Self> {
         let mut cases = Vec::new();
         for (row, format) in FormatId::ALL.iter().enumerate() {
@@ -116,7 +118,7 @@ impl Case {
                 }
             }
         }
-        cases
+        effort::some(cases)
     }
 
     /// The same with an untrusted device.

@@ -6,6 +6,7 @@
 //! | [`mod@bench`] | a machine with domains and devices on it |
 //! | [`buffer`] | buffers of simulated memory that know their bytes |
 //! | [`check`] | what a table says, what a device reaches, what is counted |
+//! | [`effort`] | how much a run tries |
 //! | [`program`] | random programs of maps and unmaps |
 //!
 //! Unsafe code: `buffer.rs` (a buffer type of its own), nowhere else.
@@ -13,4 +14,5 @@
 pub mod bench;
 pub mod buffer;
 pub mod check;
+pub mod effort;
 pub mod program;

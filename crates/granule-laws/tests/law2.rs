@@ -9,6 +9,7 @@ use granule::table::FormatId;
 use granule_laws::bench::Case;
 use granule_laws::buffer::{SECRET, SimBuffer, bytes};
 use granule_laws::check::{confined, walks_nowhere};
+use granule_laws::effort::full;
 use granule_laws::program::Program;
 
 /// 15 steps on every bench: trusted and not, strict and deferred, fragmented or not.
@@ -28,7 +29,7 @@ fn a_device_reaches_what_it_was_given_after_every_step() {
         taken.iter_mut().zip(program.taken).for_each(|(sum, count)| *sum += count);
         assert_eq!(bench.close(), [""; 0], "{case:?}");
     }
-    assert!(taken.iter().all(|count| *count > 10), "{taken:?}");
+    assert!(!full() || taken.iter().all(|count| *count > 10), "{taken:?}");
 }
 
 /// Whatever lies beside an unaligned buffer is out of an untrusted device's reach, byte for byte.

@@ -9,6 +9,7 @@ use granule::table::FormatId;
 use granule_laws::bench::{Bench, Case, Span};
 use granule_laws::buffer::SimBuffer;
 use granule_laws::check::{allow, confined, reads};
+use granule_laws::effort::{self, full};
 use granule_sim::faults::Point;
 use granule_sim::hostile::Allowed;
 use granule_sim::iommu::StreamState;
@@ -195,7 +196,7 @@ fn cases() -> Vec<Case> {
         }
         cases.push(case);
     }
-    cases
+    effort::some(cases)
 }
 
 /// Each of five kinds in turn, twice, with the oldest of six ended in between.
@@ -250,7 +251,7 @@ fn no_failed_allocation_leaves_a_trace() {
             places += fired;
         }
     }
-    assert!(places > 50, "{places}");
+    assert!(places > 50 || !full(), "{places}");
 }
 
 /// What is left of a failed invalidation: memory and IOVA in quarantine, counted, never reused; and
@@ -306,7 +307,7 @@ fn what_a_failed_invalidation_covers_is_never_reused() {
             lost(&bench, &devices, &given, held, k);
         }
     }
-    assert!(places > 30, "{places}");
+    assert!(places > 30 || !full(), "{places}");
 }
 
 /// After the fault: whatever was reached stays out of other hands, and recovery works.
@@ -452,5 +453,5 @@ fn slots_go_back_when_a_map_fails() {
             }
         }
     }
-    assert!(failures > 10 && lost > 3, "{failures} failures, {lost} lost");
+    assert!(failures > 10 && lost > 3 || !full(), "{failures} failures, {lost} lost");
 }

@@ -20,6 +20,8 @@ pub mod addr;
 pub mod bounce;
 pub mod dma;
 pub mod domain;
+#[cfg(test)]
+mod effort;
 pub mod iova;
 pub mod mem;
 pub mod share;

@@ -201,6 +201,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(crate::effort::effort(256)))]
+
         /// The hint of an area never hides a free slot.
         #[test]
         fn an_area_finds_the_lowest_run_whatever_went_before(

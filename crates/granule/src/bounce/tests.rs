@@ -146,7 +146,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(crate::effort::effort(96)))]
 
     #[test]
     fn the_pool_agrees_with_a_model_that_tries_every_slot(

@@ -10,6 +10,7 @@ use shuttle::thread;
 
 use super::{Entry, Pushed, Quarantine, Release, Ticket};
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
+use crate::effort::effort;
 use crate::mem::{FrameError, FrameRequest, Platform};
 
 /// A spin lock whose every step the scheduler sees.
@@ -184,13 +185,13 @@ fn scenario(failures: u32) {
 
 #[test]
 fn nothing_early_nothing_twice_nothing_lost() {
-    shuttle::check_random(|| scenario(0), 2000);
-    shuttle::check_pct(|| scenario(0), 1000, 3);
+    shuttle::check_random(|| scenario(0), effort(2000) as usize);
+    shuttle::check_pct(|| scenario(0), effort(1000) as usize, 3);
 }
 
 #[test]
 fn invalidations_that_fail_give_nothing_back() {
-    shuttle::check_random(|| scenario(3), 2000);
+    shuttle::check_random(|| scenario(3), effort(2000) as usize);
 }
 
 /// What is never flushed is never released: a drop of the rings leaks it.

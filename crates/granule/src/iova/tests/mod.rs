@@ -184,7 +184,7 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(crate::effort::effort(200)))]
 
     #[test]
     fn agrees_with_brute_force((granule, low, len) in aperture(), steps in prop::collection::vec(step(), 1..120)) {

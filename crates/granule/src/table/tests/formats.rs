@@ -233,7 +233,7 @@ fn other_formats_have_no_fences() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::effort::effort(300), ..ProptestConfig::default() })]
 
     /// Any bytes are walked without a panic, and to an end, cycles included.
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::tiny::Tiny;
 use super::*;
+use crate::effort::effort;
 use crate::mem::FrameError;
 
 /// An entry of the model, and what a walker that does not snoop sees of it.
@@ -146,12 +147,12 @@ fn tables(model: &Model) -> Arc<Tables> {
     Arc::new(PageTable::new(model.clone(), config).expect("a table"))
 }
 
-fn check(name: &str, iterations: usize, body: impl Fn(bool) + Send + Sync + 'static) {
+fn check(name: &str, iterations: u32, body: impl Fn(bool) + Send + Sync + 'static) {
     let body = Arc::new(body);
     for coherent in [true, false] {
         let body = Arc::clone(&body);
         std::println!("{name}, coherent: {coherent}");
-        shuttle::check_random(move || body(coherent), iterations);
+        shuttle::check_random(move || body(coherent), effort(iterations) as usize);
     }
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
+use crate::effort::effort;
 
 /// One random step: where, how long, and in what mood.
 type Op = (u8, u64, u64, u64);
@@ -172,8 +173,11 @@ fn against_the_model<F: Format>() {
     let (cases, most) = if known { (6, 16) } else { (200, 40) };
     for input in inputs::<F>() {
         for coherent in [true, false] {
-            let mut runner =
-                TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+            let mut runner = TestRunner::new(Config {
+                cases: effort(cases),
+                failure_persistence: None,
+                ..Config::default()
+            });
             runner
                 .run(&ops(most), |ops| {
                     let mut case = Case::<F>::new(input, coherent, known);
@@ -188,8 +192,11 @@ every_format!(random_calls_agree_with_a_model, against_the_model);
 
 /// In a fresh table, pages are what trying every size at every step gives.
 fn largest_pages<F: Format>() {
-    let mut runner =
-        TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: effort(40),
+        failure_persistence: None,
+        ..Config::default()
+    });
     let sizes: Vec<u64> =
         table::<F>(&TestMemory::new(), F::MAX_INPUT_BITS).page_sizes().iter().collect();
     let top = *sizes.iter().rev().find(|size| **size <= 40 << 20).expect("a size");
@@ -227,8 +234,11 @@ every_format!(pages_are_the_largest_that_fit, largest_pages);
 
 /// A list maps like its pieces, and adjoining pieces like one.
 fn lists<F: Format>() {
-    let mut runner =
-        TestRunner::new(Config { cases: 30, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: effort(30),
+        failure_persistence: None,
+        ..Config::default()
+    });
     let piece = (0u64..4096, 1u64..30, any::<bool>());
     runner
         .run(&proptest::collection::vec(piece, 0..40), |pieces| {
