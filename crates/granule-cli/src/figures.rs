@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use granule_replay::chart::Unit;
 use granule_replay::results::{Measures, Results, Scope, Stopped};
 use granule_replay::{Findings, Histogram, Invalidate};
+use granule_report::units::Unit;
 
 use crate::text;
 

@@ -76,7 +76,9 @@ pub fn show(board: &Board, json: bool) -> String {
 pub fn share(board: &Board, words: &[&str]) -> Result<String, String> {
     let command = ["granule", "share"].iter().chain(words).map(OsString::from);
     match parse(command)?.command {
-        Command::Share(args) if args.svg.is_none() && args.dump.is_none() => {
+        Command::Share(args)
+            if [&args.svg, &args.report, &args.dump].iter().all(|path| path.is_none()) =>
+        {
             share::on_board(board, &args).map_err(|error| error.to_string())
         }
         _ => Err("this is `granule share` without output files".into()),

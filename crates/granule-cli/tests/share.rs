@@ -145,7 +145,7 @@ fn the_picture_is_well_formed_and_replaces_the_old_one() {
     assert!(output.status.success());
     let svg = std::fs::read_to_string(&path).expect("written");
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
-    assert!(svg.contains("piodma") && svg.contains("prefers-color-scheme:dark"));
+    assert!(svg.contains("piodma") && svg.contains("prefers-color-scheme: dark"));
     assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
 }
 

@@ -6,12 +6,10 @@
 //! | [`replay()`] | performs the trace on the simulator, through the real layers |
 //! | [`results`] | what was measured, serialisable |
 //! | [`report`] | one self-contained HTML page of it |
-//! | [`chart`] | plain SVG: lines, bars, panels, heat maps |
 //! | [`record`] | the steps that record such a trace |
 
 #![deny(unsafe_code)]
 
-pub mod chart;
 mod engine;
 mod error;
 mod findings;

@@ -19,7 +19,8 @@ Examples:
   granule share
   granule share --between dcp,nvme --size 64K --explain
   granule share --between dcp,piodma --untrusted dcp --json
-  granule share --svg share.svg --dump ram.raw
+  granule share --svg share.svg --report share.html
+  granule share --dump ram.raw
 
 The dump begins at the board's lowest RAM address; `granule walk` reads it back.";
 
@@ -60,6 +61,9 @@ pub(crate) struct ShareArgs {
     /// Draw the address spaces
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    /// Write a report with pictures, one HTML page that needs no network
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
     /// Write physical memory, as it is while the buffer is mapped, to a sparse raw file
     #[arg(long, value_name = "FILE")]
     pub(crate) dump: Option<PathBuf>,

@@ -8,28 +8,45 @@ use granule::share::{Constraints, Party, Solved, Windows};
 use crate::text;
 
 /// How the plan was found.
-pub(super) fn explain(solved: &Solved, cpu_page: Granule, same_iova: bool) -> String {
-    let mut out = String::from("how the plan was found\n");
-    let head = ["device", "blocks", "pieces", "memory in reach", "its addresses", "alone"];
-    let mut rows: Vec<Vec<String>> =
-        solved.parties().iter().map(|party| row(party, solved.len())).collect();
-    let united = solved.constraints();
-    let addresses = if same_iova { "one for all" } else { "each its own" };
-    rows.push(vec![
-        "together".into(),
-        text::size(united.align.size()),
-        pieces(united).into(),
-        windows(&united.windows),
-        addresses.into(),
-        format!("{} for all", text::size(solved.size())),
-    ]);
-    out.push_str(&text::table(&head, &[1], rows));
-    out.push_str("\nwhat that forces\n");
-    for (what, why) in forced(solved, cpu_page) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "  {what:<11}{why}");
+pub(super) struct Explanation {
+    /// What each device demands, and all together.
+    pub(super) demands: Vec<Vec<String>>,
+    /// What was forced, and why.
+    pub(super) forced: Vec<(&'static str, String)>,
+}
+
+/// The columns of the demands.
+pub(super) const DEMANDS_HEAD: [&str; 6] =
+    ["device", "blocks", "pieces", "memory in reach", "its addresses", "alone"];
+
+impl Explanation {
+    pub(super) fn new(solved: &Solved, cpu_page: Granule, same_iova: bool) -> Self {
+        let mut demands: Vec<Vec<String>> =
+            solved.parties().iter().map(|party| row(party, solved.len())).collect();
+        let united = solved.constraints();
+        let addresses = if same_iova { "one for all" } else { "each its own" };
+        demands.push(vec![
+            "together".into(),
+            text::size(united.align.size()),
+            pieces(united).into(),
+            windows(&united.windows),
+            addresses.into(),
+            format!("{} for all", text::size(solved.size())),
+        ]);
+        Self { demands, forced: forced(solved, cpu_page) }
     }
-    out
+
+    /// What `--explain` prints.
+    pub(super) fn text(&self) -> String {
+        let mut out = String::from("how the plan was found\n");
+        out.push_str(&text::table(&DEMANDS_HEAD, &[1], self.demands.clone()));
+        out.push_str("\nwhat that forces\n");
+        for (what, why) in &self.forced {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "  {what:<11}{why}");
+        }
+        out
+    }
 }
 
 fn row(party: &Party, len: u64) -> Vec<String> {

@@ -5,7 +5,7 @@
 //!                        ▲                                                                 │
 //!                     firmware (what it left in locked streams)         verify ◄───────────┘
 //!                                                                         │
-//!                                                     report, svg, dump ◄─┘
+//!                               report (text, JSON, picture, page), dump ◄─┘
 //! ```
 
 mod attach;
@@ -14,19 +14,21 @@ mod firmware;
 mod machine;
 mod report;
 mod select;
-mod svg;
 mod tables;
 mod verify;
+
+use std::path::PathBuf;
 
 use granule::addr::Access;
 use granule::share::{Plan, Solved, Windows};
 use granule_board::Board;
 
 use crate::args::ShareArgs;
+use crate::board;
 use crate::error::CliError;
 use crate::output::Staged;
-use crate::{board, output};
 use attach::Party;
+use explain::Explanation;
 use machine::Bench;
 use report::Report;
 
@@ -48,26 +50,20 @@ pub(crate) fn on_board(board: &Board, args: &ShareArgs) -> Result<String, CliErr
     let mut files = Files::stage(args)?;
 
     let shared = solved.allocate()?;
-    let mut report = Report::new(board, &bench, &parties, &solved, &shared)?;
+    let explanation = Explanation::new(&solved, args.cpu_page, args.same_iova);
+    let mut report = Report::new(board, &bench, &parties, &solved, &shared, explanation)?;
     report.verified = verify::mapped(&bench, &parties, &shared)?;
     if let Some(file) = &files.dump {
         bench.machine.ram().write_image(file.path())?;
     }
     shared.free()?;
     verify::unmapped(&parties, &mut report)?;
-    let explanation = if args.explain {
-        explain::explain(&solved, args.cpu_page, args.same_iova)
-    } else {
-        String::new()
-    };
     drop((solved, parties));
     verify::nothing_left(&bench)?;
 
-    if let Some(file) = &mut files.svg {
-        file.write(&svg::draw(&report))?;
-    }
+    files.fill(&report)?;
     files.commit()?;
-    Ok(if args.json { report.json(&explanation) } else { report.text(args, &explanation) })
+    Ok(if args.json { report.json(args.explain) } else { report.text(args) })
 }
 
 fn plan(args: &ShareArgs, bench: &Bench, parties: &[Party]) -> Result<Solved, CliError> {
@@ -88,29 +84,45 @@ fn plan(args: &ShareArgs, bench: &Bench, parties: &[Party]) -> Result<Solved, Cl
     Ok(solved)
 }
 
+/// No two outputs may be one file.
 fn check_outputs(args: &ShareArgs) -> Result<(), CliError> {
-    match (&args.svg, &args.dump) {
-        (Some(svg), Some(dump)) if svg == dump => {
-            Err(CliError::Usage { message: "--svg and --dump name the same file".into() })
+    let named = [("--svg", &args.svg), ("--report", &args.report), ("--dump", &args.dump)];
+    for (index, (option, path)) in named.iter().enumerate() {
+        let mut others = named.iter().skip(index + 1);
+        let same = others.find(|(_, other)| path.is_some() && other == path);
+        if let Some((other, _)) = same {
+            let message = format!("{option} and {other} name the same file");
+            return Err(CliError::Usage { message });
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// The output files, not yet in place.
 struct Files {
     svg: Option<Staged>,
+    report: Option<Staged>,
     dump: Option<Staged>,
 }
 
 impl Files {
     fn stage(args: &ShareArgs) -> Result<Self, CliError> {
-        let stage =
-            |path: &Option<std::path::PathBuf>| path.as_deref().map(Staged::new).transpose();
-        Ok(Self { svg: stage(&args.svg)?, dump: stage(&args.dump)? })
+        let stage = |path: &Option<PathBuf>| path.as_deref().map(Staged::new).transpose();
+        Ok(Self { svg: stage(&args.svg)?, report: stage(&args.report)?, dump: stage(&args.dump)? })
+    }
+
+    fn fill(&mut self, report: &Report) -> Result<(), CliError> {
+        if let Some(file) = &mut self.svg {
+            file.write(&report.svg())?;
+        }
+        if let Some(file) = &mut self.report {
+            file.write(&report.html())?;
+        }
+        Ok(())
     }
 
     fn commit(self) -> Result<(), CliError> {
-        [self.svg, self.dump].into_iter().flatten().try_for_each(output::Staged::commit)
+        let files = [self.svg, self.report, self.dump].into_iter().flatten();
+        files.into_iter().try_for_each(Staged::commit)
     }
 }

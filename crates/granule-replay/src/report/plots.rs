@@ -2,20 +2,34 @@
 
 use std::collections::BTreeMap;
 
+use granule_report::chart::{Band, BarChart, Cell, Group, HeatMap, Line, LineChart, Panel, Panels};
+use granule_report::page::Page;
+use granule_report::units::Unit;
+
 use super::run_names;
-use crate::chart::{Band, BarChart, Cell, Group, HeatMap, Line, LineChart, Panel, Panels, Unit};
 use crate::hist::Histogram;
 use crate::results::{Live, Results, Scope};
 
-/// A caption, a note, a picture.
-type Plot = (String, String, String);
+/// A picture and what stands above it.
+pub(super) struct Plot {
+    caption: &'static str,
+    note: &'static str,
+    svg: String,
+}
+
+impl Plot {
+    /// Puts it on the page.
+    pub(super) fn show(&self, page: &mut Page) {
+        page.figure(self.caption, self.note, &self.svg);
+    }
+}
 
 /// A title, a unit, and how the figure is read.
 type Compared<'t> = (&'t str, Unit, fn(&Scope) -> f64);
 /// A name, a note, and how the figure is read.
-type OverTime<'t> = (&'t str, &'t str, fn(&Live) -> u64);
+type OverTime = (&'static str, &'static str, fn(&Live) -> u64);
 /// A name, and where the times are.
-type Times<'t> = (&'t str, fn(&Scope) -> &Histogram);
+type Times = (&'static str, fn(&Scope) -> &Histogram);
 
 /// The figures that tell granules apart, side by side.
 pub(super) fn comparison(results: &Results) -> String {
@@ -47,9 +61,9 @@ pub(super) fn over_time(results: &Results) -> Vec<Plot> {
     if let Some(run) = results.runs.first() {
         let lines = run.devices.iter().map(|device| line(&device.name, device, |live| live.mapped));
         let svg = time_chart(results, "Mapped bytes over time", lines.collect());
-        plots.push(("Mapped".into(), "streaming bytes live, by device".into(), svg));
+        plots.push(Plot { caption: "Mapped", note: "streaming bytes live, by device", svg });
     }
-    let figures: &[OverTime<'_>] = &[
+    let figures: &[OverTime] = &[
         ("Exposed", "bytes of others that devices could reach", |live| live.exposed),
         ("Quarantined", "unmapped, waiting for the invalidation", |live| live.quarantined),
         ("Bounced", "live bytes in bounce buffers", |live| live.bounced),
@@ -60,7 +74,7 @@ pub(super) fn over_time(results: &Results) -> Vec<Plot> {
         let lines: Vec<Line> = named.map(|(name, run)| line(&name, &run.all, figure)).collect();
         if lines.iter().flat_map(|line| &line.points).any(|(_, value)| *value > 0.0) {
             let svg = time_chart(results, &format!("{name} bytes over time"), lines);
-            plots.push(((*name).into(), (*note).into(), svg));
+            plots.push(Plot { caption: name, note, svg });
         }
     }
     plots
@@ -138,9 +152,9 @@ pub(super) fn histograms(results: &Results) -> Vec<Plot> {
     if let Some(run) = results.runs.first() {
         let series = run.devices.iter().map(|device| (device.name.clone(), &device.total.sizes));
         let svg = powers("Sizes of mappings", Unit::Bytes, "bytes, from", series.collect());
-        plots.push(("Sizes".into(), "of mappings and allocations, by device".into(), svg));
+        plots.push(Plot { caption: "Sizes", note: "of mappings and allocations, by device", svg });
     }
-    let figures: &[Times<'_>] = &[
+    let figures: &[Times] = &[
         ("Time to map", |scope| &scope.total.map_time),
         ("Time to unmap", |scope| &scope.total.unmap_time),
     ];
@@ -151,7 +165,7 @@ pub(super) fn histograms(results: &Results) -> Vec<Plot> {
             continue;
         }
         let svg = powers(name, Unit::Nanos, "time of the software alone, from", series);
-        plots.push(((*name).into(), "calls of the layer on this machine".into(), svg));
+        plots.push(Plot { caption: name, note: "calls of the layer on this machine", svg });
     }
     plots
 }

@@ -1,15 +1,15 @@
 //! The tables of the report.
 
-use std::fmt::Write as _;
+use granule_report::table::{Column, Table};
+use granule_report::units::Unit;
 
 use super::{granule_name, run_names};
-use crate::chart::{Unit, escape};
 use crate::findings::Finding;
 use crate::results::{Counts, DeviceCounts, Measures, Results};
 
 type Figure = fn(&Measures) -> String;
 /// A column's name and its number.
-type Column<'t> = (&'t str, fn(&Counts) -> u64);
+type Counted<'t> = (&'t str, fn(&Counts) -> u64);
 
 fn bytes(value: u64) -> String {
     Unit::Bytes.format(value as f64)
@@ -60,38 +60,36 @@ fn time(times: &crate::Histogram, percent: f64) -> String {
 fn pages(measures: &Measures) -> String {
     let each = |(size, number): (&u64, &u64)| format!("{} × {}", count(*number), bytes(*size));
     let list: Vec<String> = measures.page_sizes.iter().map(each).collect();
-    if list.is_empty() { "–".into() } else { list.join("<br>") }
+    if list.is_empty() { "–".into() } else { list.join("\n") }
 }
 
-fn header(first: &str, rest: &[String]) -> String {
-    let mut row = format!("<tr><th>{}</th>", escape(first));
-    rest.iter().for_each(|name| {
-        let _ = write!(row, "<th>{}</th>", escape(name));
-    });
-    row + "</tr>\n"
+/// A first column of names, the rest numbers.
+fn numbers<'n>(first: &'n str, rest: impl IntoIterator<Item = &'n str>) -> Table {
+    Table::new([Column::text(first)].into_iter().chain(rest.into_iter().map(Column::number)))
+}
+
+/// A name, then numbers.
+fn row(table: &mut Table, name: &str, cells: impl Iterator<Item = String>) {
+    table.row([name.to_owned()].into_iter().chain(cells));
 }
 
 /// Figures as rows, granules as columns.
-fn figures(names: &[String], columns: &[&Measures]) -> String {
-    let mut table = format!("<table>{}", header("Granule", names));
+fn figures(names: &[String], columns: &[&Measures]) -> Table {
+    let mut table = numbers("Granule", names.iter().map(String::as_str));
     for (name, figure) in FIGURES {
-        let _ = write!(table, "<tr><td>{name}</td>");
-        for measures in columns {
-            let _ = write!(table, "<td>{}</td>", figure(measures));
-        }
-        table.push_str("</tr>\n");
+        row(&mut table, name, columns.iter().map(|measures| figure(measures)));
     }
-    table + "</table>"
+    table
 }
 
 /// All devices.
-pub(super) fn comparison(results: &Results) -> String {
+pub(super) fn comparison(results: &Results) -> Table {
     let columns: Vec<&Measures> = results.runs.iter().map(|run| &run.all.total).collect();
     figures(&run_names(results), &columns)
 }
 
 /// One device.
-pub(super) fn device(results: &Results, name: &str) -> String {
+pub(super) fn device(results: &Results, name: &str) -> Table {
     let found = results.runs.iter().filter_map(|run| {
         let device = run.devices.iter().find(|device| device.name == name)?;
         Some((granule_name(run), &device.total))
@@ -101,7 +99,7 @@ pub(super) fn device(results: &Results, name: &str) -> String {
 }
 
 /// Phases as groups of rows, one row a granule.
-pub(super) fn phases(results: &Results) -> String {
+pub(super) fn phases(results: &Results) -> Table {
     let columns: &[(&str, Figure)] = &[
         ("Operations", |m| count(m.operations)),
         ("Bytes mapped", |m| bytes(m.mapped_bytes)),
@@ -123,32 +121,22 @@ pub(super) fn phases(results: &Results) -> String {
             all().any(|measures| !matches!(&*figure(measures), "0" | "0 B" | "0 B·s"))
         })
         .collect();
-    let names: Vec<String> = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let mut table = format!("<table>{}", header("Phase", &names));
+    let mut table = numbers("Phase", columns.iter().map(|(name, _)| *name));
     for (index, phase) in results.trace.phases.iter().enumerate() {
         let name = if phase.name.is_empty() { "before the first mark" } else { &phase.name };
-        let _ = write!(
-            table,
-            "<tr class=\"head\"><td colspan=\"{}\">{}. {}</td></tr>",
-            columns.len() + 1,
-            index + 1,
-            escape(name)
-        );
+        table.group(&format!("{}. {name}", index + 1));
         for run in &results.runs {
             let Some(measures) = run.all.phases.get(index) else { continue };
-            let _ = write!(table, "<tr><td>{}</td>", granule_name(run));
-            for (_, figure) in &columns {
-                let _ = write!(table, "<td>{}</td>", figure(measures));
-            }
-            table.push_str("</tr>\n");
+            let cells = columns.iter().map(|(_, figure)| figure(measures));
+            row(&mut table, &granule_name(run), cells);
         }
     }
-    table + "</table>"
+    table
 }
 
 /// What the trace says of a device, by phase.
-pub(super) fn counts(results: &Results, device: &DeviceCounts) -> String {
-    let columns: &[Column<'_>] = &[
+pub(super) fn counts(results: &Results, device: &DeviceCounts) -> Table {
+    let columns: &[Counted<'_>] = &[
         ("map", |c| c.map),
         ("unmap", |c| c.unmap),
         ("map_sg", |c| c.map_sg),
@@ -162,33 +150,26 @@ pub(super) fn counts(results: &Results, device: &DeviceCounts) -> String {
         ("list entries", |c| c.sg_entries),
         ("its segments", |c| c.sg_segments),
     ];
-    let names: Vec<String> = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let mut table = format!("<table>{}", header("Phase", &names));
+    let mut table = numbers("Phase", columns.iter().map(|(name, _)| *name));
     let named = results.trace.phases.iter().map(|phase| phase.name.as_str()).zip(&device.phases);
     for (name, counts) in named.chain([("in all", &device.total)]) {
-        let _ = write!(table, "<tr><td>{}</td>", escape(name));
-        for (_, figure) in columns {
-            let _ = write!(table, "<td>{}</td>", figure(counts));
-        }
-        table.push_str("</tr>\n");
+        row(&mut table, name, columns.iter().map(|(_, figure)| figure(counts).to_string()));
     }
-    table + "</table>"
+    table
 }
 
 /// Findings, line by line.
-pub(super) fn findings(list: &[&Finding]) -> String {
-    let mut table = String::from(
-        "<table><tr><th>Line</th><th>Earlier</th><th class=\"text\">Device</th><th class=\"text\">What</th></tr>\n",
-    );
+pub(super) fn findings(list: &[&Finding]) -> Table {
+    let mut table = Table::new([
+        Column::number("Line"),
+        Column::number("Earlier"),
+        Column::text("Device"),
+        Column::sentence("What"),
+    ]);
     for found in list {
         let earlier = found.earlier.map_or("–".to_owned(), |line| line.to_string());
-        let device = found.device.as_deref().map_or("–".into(), escape);
-        let _ = writeln!(
-            table,
-            "<tr><td>{}</td><td>{earlier}</td><td class=\"text\">{device}</td><td class=\"text wrap\">{}</td></tr>",
-            found.line,
-            escape(&found.detail)
-        );
+        let device = found.device.as_deref().unwrap_or("–");
+        table.row([&found.line.to_string(), &earlier, device, &found.detail]);
     }
-    table + "</table>"
+    table
 }

@@ -1,6 +1,8 @@
 //! Lines over events, with the phases as bands behind them.
 
-use super::{Canvas, Unit, WIDTH, colour, ticks};
+use super::WIDTH;
+use crate::canvas::{Canvas, colour, text_width};
+use crate::units::{Unit, ticks};
 
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 8.0;
@@ -49,7 +51,7 @@ pub struct LineChart {
 impl LineChart {
     /// Draws it.
     pub fn svg(&self) -> String {
-        let mut canvas = Canvas::default();
+        let mut canvas = Canvas::new(WIDTH);
         let names: Vec<String> = self.lines.iter().map(|line| line.name.clone()).collect();
         // The first of the bands' names stands above the plot.
         let top = canvas.legend(&names) + 14.0;
@@ -80,7 +82,7 @@ impl LineChart {
         canvas.line((LEFT, bottom), (WIDTH - RIGHT, bottom), "axis");
         let mut free = LEFT - 20.0;
         for (at, text) in &self.marks {
-            let half = super::text_width(text) / 2.0;
+            let half = text_width(text) / 2.0;
             let at = x(*at);
             let place = at.clamp(LEFT, WIDTH - half);
             if place - half > free {

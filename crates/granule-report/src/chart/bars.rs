@@ -1,6 +1,8 @@
 //! Bars in groups: histograms of several series side by side.
 
-use super::{Canvas, Unit, WIDTH, colour, ticks};
+use super::WIDTH;
+use crate::canvas::{Canvas, colour, text_width};
+use crate::units::{Unit, ticks};
 
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 6.0;
@@ -33,7 +35,7 @@ pub struct BarChart {
 impl BarChart {
     /// Draws it.
     pub fn svg(&self) -> String {
-        let mut canvas = Canvas::default();
+        let mut canvas = Canvas::new(WIDTH);
         let top = canvas.legend(&self.series) + 6.0;
         let values = self.groups.iter().flat_map(|group| &group.values).copied();
         let steps = ticks(values.fold(0.0, f64::max), self.unit);
@@ -64,7 +66,7 @@ impl BarChart {
                 canvas.rect(at, &format!("fill {}", colour(index)), &title);
                 canvas.count(1);
             }
-            let half = super::text_width(&group.name) / 2.0;
+            let half = text_width(&group.name) / 2.0;
             if middle - half > free {
                 let centre = middle.min(WIDTH - half);
                 canvas.text((centre, top + PLOT + 14.0), "middle", "soft", &group.name);

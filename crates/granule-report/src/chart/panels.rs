@@ -1,6 +1,8 @@
 //! Several small bar charts below each other, one for each figure: a comparison at a glance.
 
-use super::{Canvas, Unit, WIDTH, colour};
+use super::WIDTH;
+use crate::canvas::{Canvas, colour};
+use crate::units::Unit;
 
 const LEFT: f64 = 64.0;
 const VALUE: f64 = 84.0;
@@ -31,7 +33,7 @@ pub struct Panels {
 impl Panels {
     /// Draws it.
     pub fn svg(&self) -> String {
-        let mut canvas = Canvas::default();
+        let mut canvas = Canvas::new(WIDTH);
         let mut y = 4.0;
         for panel in &self.panels {
             canvas.text((4.0, y + 11.0), "start", "strong", &panel.title);

@@ -1,6 +1,7 @@
 //! A heat map with rows of which only those that hold something are drawn.
 
-use super::{Canvas, WIDTH};
+use super::WIDTH;
+use crate::canvas::{Canvas, text_width};
 
 const LEFT: f64 = 82.0;
 const RIGHT: f64 = 6.0;
@@ -39,7 +40,7 @@ pub struct HeatMap {
 impl HeatMap {
     /// Draws it: the highest row on top; a dashed line where rows in between are left out.
     pub fn svg(&self) -> String {
-        let mut canvas = Canvas::default();
+        let mut canvas = Canvas::new(WIDTH);
         let mut rows: Vec<u64> = self.cells.iter().map(|cell| cell.row).collect();
         rows.sort_unstable_by(|a, b| b.cmp(a));
         rows.dedup();
@@ -54,7 +55,7 @@ impl HeatMap {
             let place = |column: f64| LEFT + column.min(self.columns as f64) * width;
             let (from, to) = (place(*at), place(end));
             canvas.line((from, top), (from, top + PLOT), "mark");
-            if to - from > super::text_width(name) + 4.0 {
+            if to - from > text_width(name) + 4.0 {
                 canvas.text(((from + to) / 2.0, top - 4.0), "middle", "soft", name);
             }
         }
