@@ -1,6 +1,7 @@
 //! Checked half-open address ranges.
 
 use core::fmt;
+use core::num::NonZeroU64;
 
 use super::{DmaAddr, Granule, Iova, PhysAddr};
 
@@ -14,11 +15,12 @@ pub trait Address: Copy + Ord + fmt::Debug + fmt::Display + fmt::LowerHex {
 
 /// A range of addresses that is never empty and never wraps; its last byte may be 2^64 - 1.
 ///
-/// Holding one proves that `start + (len - 1)` does not overflow.
+/// Holding one proves that `start + (len - 1)` does not overflow. The length is non-zero by its type,
+/// so that an `Option` of a range is as large as the range.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AddrRange<A> {
     start: A,
-    len: u64,
+    len: NonZeroU64,
 }
 
 /// A range of physical memory.
@@ -45,9 +47,11 @@ impl<A: Address> AddrRange<A> {
     /// [`RangeError`] if `len` is zero or the last byte would lie past 2^64 - 1.
     #[inline]
     pub fn new(start: A, len: u64) -> Result<Self, RangeError> {
-        match len.checked_sub(1).and_then(|last| start.to_raw().checked_add(last)) {
-            Some(_) => Ok(Self { start, len }),
-            None => Err(RangeError { start: start.to_raw(), len }),
+        let refused = RangeError { start: start.to_raw(), len };
+        let Some(size) = NonZeroU64::new(len) else { return Err(refused) };
+        match start.to_raw().checked_add(len - 1) {
+            Some(_) => Ok(Self { start, len: size }),
+            None => Err(refused),
         }
     }
 
@@ -56,8 +60,10 @@ impl<A: Address> AddrRange<A> {
     /// # Errors
     /// [`RangeError`] if `last` is below `start`, or for the whole 64-bit space, whose length does
     /// not fit 64 bits.
+    #[inline]
     pub fn from_inclusive(start: A, last: A) -> Result<Self, RangeError> {
-        match last.to_raw().checked_sub(start.to_raw()).and_then(|len| len.checked_add(1)) {
+        let span = last.to_raw().checked_sub(start.to_raw());
+        match span.and_then(|span| NonZeroU64::new(span.wrapping_add(1))) {
             Some(len) => Ok(Self { start, len }),
             None => Err(RangeError { start: start.to_raw(), len: 0 }),
         }
@@ -73,19 +79,20 @@ impl<A: Address> AddrRange<A> {
     #[inline]
     #[allow(clippy::len_without_is_empty)] // A range is never empty.
     pub fn len(&self) -> u64 {
-        self.len
+        self.len.get()
     }
 
     /// The last address that belongs to the range.
     #[inline]
     pub fn last(&self) -> A {
-        A::from_raw(self.start.to_raw() + (self.len - 1))
+        // Does not overflow: that is what a range is.
+        A::from_raw(self.start.to_raw().wrapping_add(self.len.get() - 1))
     }
 
     /// The first address past the range, or `None` at the end of the 64-bit space.
     #[inline]
     pub fn end(&self) -> Option<A> {
-        self.start.to_raw().checked_add(self.len).map(A::from_raw)
+        self.start.to_raw().checked_add(self.len.get()).map(A::from_raw)
     }
 
     /// Whether `addr` lies inside.
@@ -121,9 +128,10 @@ impl<A: Address> AddrRange<A> {
 
     /// The part of `len` bytes that starts `offset` bytes in, or `None` if it is empty or does not
     /// lie inside.
+    #[inline]
     pub fn slice(&self, offset: u64, len: u64) -> Option<Self> {
-        let end = offset.checked_add(len)?;
-        if len == 0 || end > self.len {
+        let (end, len) = (offset.checked_add(len)?, NonZeroU64::new(len)?);
+        if end > self.len.get() {
             return None;
         }
         Some(Self { start: A::from_raw(self.start.to_raw() + offset), len })
@@ -134,7 +142,7 @@ impl<A: Address> AddrRange<A> {
     pub fn align_outward(&self, granule: Granule) -> Option<Self> {
         let start = self.start.to_raw() & !granule.mask();
         let last = self.last().to_raw() | granule.mask();
-        let len = (last - start).checked_add(1)?;
+        let len = NonZeroU64::new((last - start).wrapping_add(1))?;
         Some(Self { start: A::from_raw(start), len })
     }
 
@@ -152,7 +160,7 @@ impl<A: Address> AddrRange<A> {
     /// Whether start and length are whole granules.
     #[inline]
     pub fn is_aligned(&self, granule: Granule) -> bool {
-        (self.start.to_raw() | self.len) & granule.mask() == 0
+        (self.start.to_raw() | self.len.get()) & granule.mask() == 0
     }
 }
 
@@ -199,6 +207,11 @@ mod tests {
         assert_eq!(r.align_outward(Granule::K16), Some(range(0, 0xc000)));
         assert_eq!(r.align_inward(Granule::K4), Some(range(0x2000, 0x7000)));
         assert_eq!(range(0x1001, 0x100).align_inward(Granule::K4), None);
+    }
+
+    #[test]
+    fn no_range_costs_no_space() {
+        assert_eq!(size_of::<Option<PhysRange>>(), size_of::<PhysRange>());
     }
 
     #[test]
