@@ -156,7 +156,7 @@ impl<D: DeviceRef> Coherent<D> {
         // SAFETY: `this` is not used again; its parts end once, here.
         unsafe {
             let device = ManuallyDrop::take(&mut this.device);
-            device.device().ops().end(&this.live, true, None)?;
+            device.device().ops().end(&this.live)?;
             drop(ManuallyDrop::take(&mut this.blocks));
         }
         Ok(())
@@ -167,7 +167,7 @@ impl<D: DeviceRef> Drop for Coherent<D> {
     fn drop(&mut self) {
         // SAFETY: the mapping ends once. The blocks are only given back if that is certain.
         unsafe {
-            if self.device.device().ops().end(&self.live, true, None).is_ok() {
+            if self.device.device().ops().end(&self.live).is_ok() {
                 ManuallyDrop::drop(&mut self.blocks);
             }
             ManuallyDrop::drop(&mut self.device);

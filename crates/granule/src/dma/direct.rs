@@ -3,20 +3,16 @@
 //!
 //! Such a device reaches its whole window for ever; nothing here pretends otherwise.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::layout::{Joiner, crosses};
-use super::ops::{
-    BlockPlacement, Demands, EntryRun, FrameSource, LinkPlace, ListState, Live, Ops,
-    PlatformFrames, Side, SlotRelease,
-};
-use super::route::{RouteCore, SlotShape};
+use super::ops::{BlockPlacement, Common, Demands, LinkPlace, ListState, Live, Ops};
+use super::route::{RouteCore, Routed, SlotShape};
 use super::runs::whole;
-use super::{BounceReason, BusWindow, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
-use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysAddr, PhysRange};
+use super::{BounceReason, BusWindow, DmaError, MapFlags, Memory, Piece, RouteReport};
+use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
 use crate::bounce::RawBounceSlot;
-use crate::domain::{DomainStats, Footprint, Release, Stats, Ticket, UnitError, UnmapError};
+use crate::domain::{DomainStats, Footprint, Release, Ticket, UnitError, UnmapError};
 use crate::mem::Platform;
 
 /// Keeps whatever lets the device through, and ends it.
@@ -116,7 +112,7 @@ impl<P: Platform> Direct<P> {
         piece: &Piece,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<(EntryRun, DmaAddr), DmaError> {
+    ) -> Result<(Option<RawBounceSlot>, DmaAddr), DmaError> {
         let spec = &self.core.spec;
         let len = piece.len();
         if len > spec.max_segment {
@@ -137,9 +133,9 @@ impl<P: Platform> Direct<P> {
         }
         let memory = Memory::One(*piece);
         let reason = match self.usable(piece, direction) {
-            Ok((phys, dma)) if !crosses(dma.raw(), len, spec.boundary) => {
+            Ok(dma) if !crosses(dma.raw(), len, spec.boundary) => {
                 self.core.before_device(memory, len, direction, flags);
-                return Ok((EntryRun { phys, slot: None, piece: None }, dma));
+                return Ok((None, dma));
             }
             Ok(_) => BounceReason::Boundary,
             Err(reason) => reason,
@@ -159,30 +155,29 @@ impl<P: Platform> Direct<P> {
                 boundary: spec.boundary,
             });
         }
-        Ok((EntryRun { phys: slot.data(), slot: Some(slot), piece: None }, dma))
+        Ok((Some(slot), dma))
     }
 
-    /// The memory of a piece and its DMA address, or why the device cannot use it where it lies.
+    /// The DMA address of a piece, or why the device cannot use it where it lies.
     #[inline]
-    fn usable(
-        &self,
-        piece: &Piece,
-        direction: Direction,
-    ) -> Result<(PhysRange, DmaAddr), BounceReason> {
+    fn usable(&self, piece: &Piece, direction: Direction) -> Result<DmaAddr, BounceReason> {
         let phys = whole(&self.core.platform, piece).ok_or(BounceReason::NoPhysical)?;
         if self.core.shares_line(phys, direction) {
             return Err(BounceReason::CacheLine);
         }
-        let dma = self.bus(phys, self.core.spec.mask).ok_or(BounceReason::OutOfReach)?;
-        Ok((phys, dma))
+        self.bus(phys, self.core.spec.mask).ok_or(BounceReason::OutOfReach)
+    }
+}
+
+impl<P: Platform> Routed for Direct<P> {
+    type Platform = P;
+
+    fn core(&self) -> &RouteCore<P> {
+        &self.core
     }
 }
 
 impl<P: Platform> Ops for Direct<P> {
-    fn spec(&self) -> &DeviceSpec {
-        &self.core.spec
-    }
-
     fn demands(&self) -> Demands {
         let windows: Vec<(PhysRange, DmaAddr)> = self.reach(self.core.spec.coherent_mask).collect();
         let first = windows.iter().map(|(_, dma)| dma.raw()).min().unwrap_or(0);
@@ -201,22 +196,6 @@ impl<P: Platform> Ops for Direct<P> {
                 Err(_) => unreachable!(),
             },
         }
-    }
-
-    fn frames(&self) -> Arc<dyn FrameSource> {
-        Arc::new(PlatformFrames(self.core.platform.clone()))
-    }
-
-    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
-        self.core.platform.ptr(phys)
-    }
-
-    fn stats(&self) -> Stats {
-        self.core.counters.stats()
-    }
-
-    fn live(&self) -> u64 {
-        self.core.counters.live()
     }
 
     fn domain_stats(&self) -> Option<DomainStats> {
@@ -245,7 +224,7 @@ impl<P: Platform> Ops for Direct<P> {
         };
         let print = Footprint { bytes: len, ..Footprint::default() };
         match usable {
-            Ok((_, dma)) => {
+            Ok(dma) => {
                 self.core.before_device(memory, len, direction, flags);
                 Ok(self.begin(dma, print, None))
             }
@@ -270,22 +249,24 @@ impl<P: Platform> Ops for Direct<P> {
             return Err(DmaError::TooLong { device: self.device() });
         }
         let mut print = Footprint::default();
-        state.segments.clear();
+        state.clear();
         for (index, piece) in entries.iter().enumerate() {
             match self.place_entry(index, piece, direction, flags) {
-                Ok((run, dma)) => {
+                Ok((slot, dma)) => {
                     // The sum was checked before.
                     print.bytes = print.bytes.saturating_add(piece.len());
-                    print.bounced += run.slot.map_or(0, |_| piece.len());
-                    state.runs.push(run);
+                    if let Some(slot) = slot {
+                        print.bounced += piece.len();
+                        state.slots.push((index, slot));
+                    }
                     let spec = &self.core.spec;
-                    Joiner::extend(spec.boundary, spec.max_segment, &mut state.segments)
+                    Joiner::new(spec.boundary, spec.max_segment, &mut state.segments)
                         .push(dma, piece.len());
                 }
                 Err(error) => {
                     state.segments.clear();
                     // SAFETY: no device was told of the slots.
-                    unsafe { self.core.release_all(&mut state.runs) };
+                    unsafe { self.core.release_all(&mut state.slots) };
                     return Err(error);
                 }
             }
@@ -321,10 +302,28 @@ impl<P: Platform> Ops for Direct<P> {
         Ok(self.begin(dma, print, None))
     }
 
-    unsafe fn end(
+    unsafe fn end(&self, live: &Live) -> Result<(), UnmapError> {
+        self.core.counters.end(&self.core.platform, &live.print);
+        Ok(())
+    }
+
+    unsafe fn unmap(
         &self,
         live: &Live,
-        _now: bool,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<(), UnmapError> {
+        self.core.counters.end(&self.core.platform, &live.print);
+        // SAFETY: the caller's promise; a device that nothing confines has lost the memory when it
+        // is told so.
+        unsafe { self.settle(live, memory, direction, flags) };
+        Ok(())
+    }
+
+    unsafe fn end_later(
+        &self,
+        live: &Live,
         release: Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError> {
         self.core.counters.end(&self.core.platform, &live.print);
@@ -350,38 +349,6 @@ impl<P: Platform> Ops for Direct<P> {
         Ok(())
     }
 
-    unsafe fn sync(
-        &self,
-        live: &Live,
-        memory: Memory<'_>,
-        part: (u64, u64),
-        direction: Direction,
-        side: Side,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { self.core.sync(live.slot, memory, part, direction, side) };
-    }
-
-    unsafe fn sync_list(
-        &self,
-        entries: &[Piece],
-        state: &ListState,
-        direction: Direction,
-        side: Side,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { self.core.sync_list(entries, state, direction, side) };
-    }
-
-    unsafe fn release_slot(&self, slot: RawBounceSlot) {
-        // SAFETY: the caller's promise.
-        unsafe { self.core.release(slot) };
-    }
-
-    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>> {
-        self.core.slot_releaser()
-    }
-
     fn reserve(&self, _len: u64) -> Result<Live, DmaError> {
         Err(DmaError::NotTranslated { device: self.device() })
     }
@@ -392,14 +359,6 @@ impl<P: Platform> Ops for Direct<P> {
 
     unsafe fn unlink(&self, _: &Live, _: &LinkPlace) -> Result<(), UnmapError> {
         Ok(())
-    }
-
-    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool {
-        self.core.shares_line(phys, direction)
-    }
-
-    fn whole(&self, piece: &Piece) -> Option<PhysRange> {
-        whole(&self.core.platform, piece)
     }
 
     fn highest_free(&self, _: DmaAddr, _: u64, _: u64, _: bool) -> Option<DmaAddr> {

@@ -63,6 +63,17 @@ impl Placer {
         self.cursor
     }
 
+    /// Places an entry of whole granules where there is no boundary, as [`place`](Self::place) does.
+    /// `None` past 2^64.
+    #[inline]
+    pub(crate) fn append(&mut self, entry: PhysRange) -> Option<u64> {
+        let offset = self.cursor;
+        self.cursor = offset.checked_add(entry.len())?;
+        // It ends with its granule: the next entry shares nothing with it.
+        self.last = None;
+        Some(offset)
+    }
+
     /// Places the next entry.
     pub(crate) fn place(&mut self, entry: PhysRange) -> Result<Placed, NoPlace> {
         if entry.len() > self.rules.max_segment {
@@ -128,6 +139,7 @@ impl Placer {
 }
 
 /// Whether `[at, at + len)` holds addresses on both sides of a multiple of `boundary`.
+#[inline]
 pub(crate) fn crosses(at: u64, len: u64, boundary: u64) -> bool {
     if boundary == 0 || len == 0 {
         return false;
@@ -149,25 +161,17 @@ pub(crate) struct Joiner<'a> {
 }
 
 impl<'a> Joiner<'a> {
-    /// Writes to `segments`, which has room for as many as there will be entries.
+    /// Writes to `segments`, and goes on where an earlier one stopped.
+    #[inline]
     pub(crate) fn new(
         boundary: u64,
         max_segment: u64,
         segments: &'a mut alloc::vec::Vec<DmaSegment>,
     ) -> Self {
-        segments.clear();
         Self { boundary, max_segment, segments }
     }
 
-    /// Goes on where an earlier one stopped.
-    pub(crate) fn extend(
-        boundary: u64,
-        max_segment: u64,
-        segments: &'a mut alloc::vec::Vec<DmaSegment>,
-    ) -> Self {
-        Self { boundary, max_segment, segments }
-    }
-
+    #[inline]
     pub(crate) fn push(&mut self, address: DmaAddr, len: u64) {
         if let Some(open) = self.segments.last_mut() {
             let joined = open.len.saturating_add(len);
@@ -222,6 +226,28 @@ mod tests {
     }
 
     proptest! {
+        /// The short way through a list places entries where the long way does.
+        #[test]
+        fn whole_granules_are_appended_where_they_would_be_placed(
+            list in list(), short in proptest::collection::vec(any::<bool>(), 24), rules in rules(),
+        ) {
+            let rules = Rules { boundary: 0, max_segment: u64::MAX, ..rules };
+            let (mut one, mut other) = (Placer::new(rules), Placer::new(rules));
+            for (entry, short) in list.iter().zip(short) {
+                let outer = entry.align_outward(rules.granule).expect("far below the top");
+                // Some entries fill their granules, the others lie as they come.
+                let entry = if short { outer } else { *entry };
+                let placed = one.place(entry).expect("a place");
+                if entry == outer {
+                    prop_assert_eq!(placed.piece, Some((placed.offset, entry)));
+                    prop_assert_eq!(other.append(entry), Some(placed.offset));
+                } else {
+                    prop_assert_eq!(other.place(entry), Ok(placed));
+                }
+                prop_assert_eq!(one.len(), other.len());
+            }
+        }
+
         /// Laws 1 and 6 on the arithmetic alone: the mapped granules put every byte of every entry
         /// where its offset says, pieces never overlap, and segments obey the device.
         #[test]

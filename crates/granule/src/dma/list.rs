@@ -42,10 +42,7 @@ impl<B: DmaBuffer> ScatterList<B> {
             // is taken apart.
             pieces.extend_from_slice(unsafe { B::memory(words) }.pieces());
         }
-        let state = ListState {
-            runs: Vec::with_capacity(pieces.len()),
-            segments: Vec::with_capacity(pieces.len()),
-        };
+        let state = ListState::with_capacity(pieces.len());
         Self {
             inner: Box::new(Inner { words, pieces, state }),
             _buffers: core::marker::PhantomData,
@@ -170,7 +167,6 @@ impl<D: DeviceRef, B: DmaBuffer> ListMapping<D, B> {
         flags: MapFlags,
     ) -> Result<Self, Refused<ScatterList<B>>> {
         let Inner { pieces, state, .. } = &mut *list.inner;
-        state.runs.clear();
         // SAFETY: the list owns the buffers, which a device may write if `direction` says so
         // (`new` asks for `DmaBufferMut`), until the mapping has ended or for ever.
         let result = unsafe { device.device().ops().map_list(pieces, direction, flags, state) };
@@ -204,7 +200,7 @@ impl<D: DeviceRef, B: DmaBuffer> ListMapping<D, B> {
 
     /// How many entries go through bounce buffers.
     pub fn bounced(&self) -> usize {
-        self.list.inner.state.runs.iter().filter(|run| run.slot.is_some()).count()
+        self.list.inner.state.slots.len()
     }
 
     /// The device that has the buffers.
@@ -239,7 +235,7 @@ impl<D: DeviceRef, B: DmaBuffer> ListMapping<D, B> {
         unsafe {
             let device = ManuallyDrop::take(&mut this.device);
             let ops = device.device().ops();
-            ops.end(&this.live, true, None)?;
+            ops.end(&this.live)?;
             let mut list = ManuallyDrop::take(&mut this.list);
             let Inner { pieces, state, .. } = &mut *list.inner;
             let bounced = this.live.print.bounced != 0;
@@ -247,13 +243,10 @@ impl<D: DeviceRef, B: DmaBuffer> ListMapping<D, B> {
             if syncs && !this.flags.contains(MapFlags::SKIP_CPU_SYNC) {
                 ops.sync_list(pieces, state, this.direction, Side::Cpu);
             }
-            if bounced {
-                for slot in state.runs.drain(..).filter_map(|run| run.slot) {
-                    ops.release_slot(slot);
-                }
+            for (_, slot) in state.slots.drain(..) {
+                ops.release_slot(slot);
             }
-            state.runs.clear();
-            state.segments.clear();
+            state.clear();
             Ok(list)
         }
     }
@@ -267,7 +260,7 @@ impl<D: DeviceRef, B: DmaBuffer> Drop for ListMapping<D, B> {
         let raw = unsafe { ManuallyDrop::take(&mut self.list) }.into_raw();
         let release = Release::new(deferred_drop::<B>(Sendable(raw), pool));
         // SAFETY: the mapping ends once. If the invalidation fails the buffers are leaked.
-        let _ = unsafe { ops.end(&self.live, false, Some(release)) };
+        let _ = unsafe { ops.end_later(&self.live, Some(release)) };
         // SAFETY: not used again.
         unsafe { ManuallyDrop::drop(&mut self.device) };
     }
@@ -287,7 +280,7 @@ fn deferred_drop<B: DmaBuffer>(
         let raw = raw;
         // SAFETY: the pointer came from `into_raw` of such a list, and this runs once.
         let mut list = unsafe { ScatterList::<B>::from_raw(raw.0) };
-        for slot in list.inner.state.runs.drain(..).filter_map(|run| run.slot) {
+        for (_, slot) in list.inner.state.slots.drain(..) {
             if let Some(pool) = &pool {
                 // SAFETY: no device reaches the slot any more; draining makes this happen once.
                 unsafe { pool.release_slot(slot) };

@@ -4,7 +4,7 @@ use core::mem::ManuallyDrop;
 use core::ops::Range;
 
 use super::cpu::CpuAccess;
-use super::ops::{Live, Side, SlotRelease};
+use super::ops::{Live, Ops};
 use super::{Device, DeviceRef, DmaBuffer, DmaBufferMut, DmaError, MapFlags, Words};
 use crate::addr::{Direction, DmaAddr};
 use crate::domain::{Release, Ticket, UnitError, UnmapError};
@@ -187,13 +187,15 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
     /// # Errors
     /// [`UnmapError`] if the hardware did not confirm that the device lost the memory: the buffer
     /// is leaked.
+    #[inline]
     pub fn unmap(self) -> Result<B, UnmapError> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not used as a mapping again, so its parts end once, here.
         unsafe {
             let device = ManuallyDrop::take(&mut this.device);
-            device.device().ops().end(&this.live, true, None)?;
-            Ok(this.settle(device.device()))
+            let (memory, words) = (B::memory(&this.words), this.words);
+            device.device().ops().unmap(&this.live, memory, this.direction, this.flags)?;
+            Ok(B::from_words(words))
         }
     }
 
@@ -207,7 +209,7 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
         let this = ManuallyDrop::new(self);
         // SAFETY: the mapping ends once; its other parts move into the `Pending`.
         unsafe {
-            let ticket = this.device.device().ops().end(&this.live, false, None)?;
+            let ticket = this.device.device().ops().end_later(&this.live, None)?;
             Ok(Pending { mapping: ManuallyDrop::new(core::ptr::read(&*this)), ticket })
         }
     }
@@ -217,17 +219,10 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
     /// # Safety
     /// The device has lost the memory; called once, and the mapping is not used again.
     unsafe fn settle(&self, device: &Device) -> B {
-        let ops = device.ops();
-        if !self.flags.contains(MapFlags::SKIP_CPU_SYNC) {
-            // SAFETY: the mapping's words, slot and length; not settled before.
-            unsafe {
-                let memory = B::memory(&self.words);
-                ops.sync(&self.live, memory, (0, self.live.len), self.direction, Side::Cpu);
-            }
-        }
-        if let Some(slot) = self.live.slot {
-            // SAFETY: no device reaches the slot any more, and it is released once.
-            unsafe { ops.release_slot(slot) };
+        // SAFETY: the mapping's words and slot; not settled before.
+        unsafe {
+            let memory = B::memory(&self.words);
+            device.ops().settle(&self.live, memory, self.direction, self.flags);
         }
         // SAFETY: the words are turned back once.
         unsafe { B::from_words(self.words) }
@@ -237,10 +232,10 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
 impl<D: DeviceRef, B: DmaBuffer> Drop for Mapping<D, B> {
     fn drop(&mut self) {
         let ops = self.device.device().ops();
-        let release = deferred_drop::<B>(self.words, self.live.slot, ops.slot_releaser());
+        let release = deferred_drop::<B>(self.words, self.live.slot, ops);
         // SAFETY: the mapping ends once. If the invalidation fails the buffer is leaked, which is
         // all that can be done.
-        let _ = unsafe { ops.end(&self.live, false, Some(release)) };
+        let _ = unsafe { ops.end_later(&self.live, Some(release)) };
         // SAFETY: not used again.
         unsafe { ManuallyDrop::drop(&mut self.device) };
     }
@@ -250,10 +245,10 @@ impl<D: DeviceRef, B: DmaBuffer> Drop for Mapping<D, B> {
 fn deferred_drop<B: DmaBuffer>(
     words: Words,
     slot: Option<crate::bounce::RawBounceSlot>,
-    pool: Option<alloc::sync::Arc<dyn SlotRelease>>,
+    ops: &dyn Ops,
 ) -> Release {
-    match (slot, pool) {
-        (Some(slot), Some(pool)) => Release::new(move || {
+    match slot.and_then(|slot| Some((slot, ops.slot_releaser()?))) {
+        Some((slot, pool)) => Release::new(move || {
             // SAFETY: this runs once, when no device reaches the slot and the buffer any more.
             unsafe {
                 pool.release_slot(slot);
@@ -261,7 +256,7 @@ fn deferred_drop<B: DmaBuffer>(
             }
         }),
         // SAFETY: as above.
-        _ => Release::new(move || unsafe { drop(B::from_words(words)) }),
+        None => Release::new(move || unsafe { drop(B::from_words(words)) }),
     }
 }
 

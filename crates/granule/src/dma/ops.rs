@@ -85,18 +85,68 @@ pub(crate) struct TranslatedDemands {
     pub base: u64,
 }
 
-/// One device's way to memory.
-///
-/// `unmap`-like calls are unsafe because a [`Live`] is a plain record: it must be of this route and
-/// be ended once.
-pub(crate) trait Ops: Send + Sync {
+/// What every route does in the same way: [`RouteCore`](super::route::RouteCore) has it.
+pub(crate) trait Common: Send + Sync {
     fn spec(&self) -> &DeviceSpec;
-    fn demands(&self) -> Demands;
     fn frames(&self) -> Arc<dyn FrameSource>;
     /// The CPU's pointer to physical memory.
     fn ptr(&self, phys: PhysAddr) -> *mut u8;
     fn stats(&self) -> Stats;
     fn live(&self) -> u64;
+
+    /// Brings one side's view of a part of a mapping up to date.
+    ///
+    /// # Safety
+    /// `live` maps `memory` and has not been settled; the part lies inside.
+    unsafe fn sync(
+        &self,
+        live: &Live,
+        memory: Memory<'_>,
+        part: (u64, u64),
+        direction: Direction,
+        side: Side,
+    );
+
+    /// The same for a whole list.
+    ///
+    /// # Safety
+    /// As [`sync`](Self::sync).
+    unsafe fn sync_list(
+        &self,
+        entries: &[super::Piece],
+        state: &ListState,
+        direction: Direction,
+        side: Side,
+    );
+
+    /// Brings the CPU's view up to date, unless `flags` say otherwise, and gives a bounce slot back.
+    ///
+    /// # Safety
+    /// `live` maps `memory`; it has ended, its invalidation has completed, and it is settled once.
+    unsafe fn settle(&self, live: &Live, memory: Memory<'_>, direction: Direction, flags: MapFlags);
+
+    /// Gives a bounce slot back, once no device reaches it.
+    ///
+    /// # Safety
+    /// The mapping has ended and its invalidation has completed; called once.
+    unsafe fn release_slot(&self, slot: RawBounceSlot);
+
+    /// A function that gives slots back, for a deferred destructor.
+    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>>;
+
+    /// Whether memory shares a cache line with something else, for a device that does not snoop.
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool;
+
+    /// The memory of a piece, if it is one physical run.
+    fn whole(&self, piece: &super::Piece) -> Option<PhysRange>;
+}
+
+/// One device's way to memory.
+///
+/// `unmap`-like calls are unsafe because a [`Live`] is a plain record: it must be of this route and
+/// be ended once.
+pub(crate) trait Ops: Common {
+    fn demands(&self) -> Demands;
     fn domain_stats(&self) -> Option<DomainStats>;
     fn report(&self, range: Option<DmaRange>) -> RouteReport;
 
@@ -132,16 +182,33 @@ pub(crate) trait Ops: Send + Sync {
         place: &BlockPlacement,
     ) -> Result<Live, DmaError>;
 
-    /// Takes the memory away from the device: at once if `now`, else with the next flush. `release`
+    /// Takes the memory away from the device: it has lost it when this returns `Ok`.
+    ///
+    /// # Safety
+    /// `live` is of this route and is ended once.
+    unsafe fn end(&self, live: &Live) -> Result<(), UnmapError>;
+
+    /// [`end`](Self::end) and [`settle`](Common::settle) in one call.
+    ///
+    /// # Safety
+    /// As both.
+    unsafe fn unmap(
+        &self,
+        live: &Live,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<(), UnmapError>;
+
+    /// Takes the memory away from the device with the next flush; at once in strict mode. `release`
     /// runs when the memory may be reused; without one the caller asks
     /// [`is_flushed`](Self::is_flushed).
     ///
     /// # Safety
     /// `live` is of this route and is ended once.
-    unsafe fn end(
+    unsafe fn end_later(
         &self,
         live: &Live,
-        now: bool,
         release: Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError>;
 
@@ -154,40 +221,6 @@ pub(crate) trait Ops: Send + Sync {
     fn is_flushed(&self, ticket: Ticket) -> bool;
     fn flush(&self) -> Result<(), UnitError>;
 
-    /// Brings one side's view of a part of a mapping up to date.
-    ///
-    /// # Safety
-    /// `live` maps `memory` and has not been settled; the part lies inside.
-    unsafe fn sync(
-        &self,
-        live: &Live,
-        memory: Memory<'_>,
-        part: (u64, u64),
-        direction: Direction,
-        side: Side,
-    );
-
-    /// The same for a whole list.
-    ///
-    /// # Safety
-    /// As [`sync`](Self::sync).
-    unsafe fn sync_list(
-        &self,
-        entries: &[super::Piece],
-        state: &ListState,
-        direction: Direction,
-        side: Side,
-    );
-
-    /// Gives a bounce slot back, once no device reaches it.
-    ///
-    /// # Safety
-    /// The mapping has ended and its invalidation has completed; called once.
-    unsafe fn release_slot(&self, slot: RawBounceSlot);
-
-    /// A function that gives slots back, for a deferred destructor.
-    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>>;
-
     /// Takes IOVA space for pieces that are linked one by one.
     fn reserve(&self, len: u64) -> Result<Live, DmaError>;
 
@@ -198,12 +231,6 @@ pub(crate) trait Ops: Send + Sync {
     /// # Safety
     /// The same was linked and is unlinked once.
     unsafe fn unlink(&self, live: &Live, link: &LinkPlace) -> Result<(), UnmapError>;
-
-    /// Whether memory shares a cache line with something else, for a device that does not snoop.
-    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool;
-
-    /// The memory of a piece, if it is one physical run.
-    fn whole(&self, piece: &super::Piece) -> Option<PhysRange>;
 
     /// The highest address, not above `most`, where `len` bytes aligned to `align` are free (with
     /// a granule before and behind if `guard`). `None` for a direct device: its address is where the
@@ -220,7 +247,7 @@ pub(crate) trait Ops: Send + Sync {
 /// Gives a bounce slot back from a deferred destructor.
 pub(crate) trait SlotRelease: Send + Sync {
     /// # Safety
-    /// As [`Ops::release_slot`].
+    /// As [`Common::release_slot`].
     unsafe fn release_slot(&self, slot: RawBounceSlot);
 }
 
@@ -297,15 +324,24 @@ impl<P: crate::mem::Platform> FrameSource for PlatformFrames<P> {
 /// allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct ListState {
-    pub runs: Vec<EntryRun>,
+    /// What a domain maps: whole granules, and their offset from the start of the allocation.
+    pub pieces: Vec<(u64, PhysRange)>,
+    /// The entries that go through bounce slots, in order.
+    pub slots: Vec<(usize, RawBounceSlot)>,
     pub segments: Vec<DmaSegment>,
 }
 
-/// Where one entry lies as the device sees it: itself, or its bounce slot.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EntryRun {
-    pub phys: PhysRange,
-    pub slot: Option<RawBounceSlot>,
-    /// Granules to map for it that the entry before did not map, and their offset.
-    pub piece: Option<(u64, PhysRange)>,
+impl ListState {
+    /// For a list of so many entries.
+    pub(crate) fn with_capacity(entries: usize) -> Self {
+        let (pieces, segments) = (Vec::with_capacity(entries), Vec::with_capacity(entries));
+        Self { pieces, slots: Vec::new(), segments }
+    }
+
+    /// Nothing is mapped, and no slot is held any more.
+    pub(crate) fn clear(&mut self) {
+        self.pieces.clear();
+        self.slots.clear();
+        self.segments.clear();
+    }
 }

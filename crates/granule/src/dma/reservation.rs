@@ -246,7 +246,7 @@ impl<D: DeviceRef, B: DmaBuffer> Drop for Reservation<D, B> {
             if self.lost {
                 ops.leave(&self.live);
             } else {
-                let _ = ops.end(&self.live, true, None);
+                let _ = ops.end(&self.live);
             }
             ManuallyDrop::drop(&mut self.device);
         }

@@ -68,7 +68,7 @@ impl<D: DeviceRef> ResourceMapping<D> {
         // SAFETY: `this` is not used again; its parts end once, here.
         unsafe {
             let device = ManuallyDrop::take(&mut this.device);
-            device.device().ops().end(&this.live, true, None).map(|_| ())
+            device.device().ops().end(&this.live)
         }
     }
 }
@@ -77,7 +77,7 @@ impl<D: DeviceRef> Drop for ResourceMapping<D> {
     fn drop(&mut self) {
         // SAFETY: the mapping ends once. Registers are not freed: nothing to leak.
         unsafe {
-            let _ = self.device.device().ops().end(&self.live, true, None);
+            let _ = self.device.device().ops().end(&self.live);
             ManuallyDrop::drop(&mut self.device);
         }
     }

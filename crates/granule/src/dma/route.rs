@@ -2,13 +2,14 @@
 //! for caches.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
-use super::ops::{EntryRun, ListState, Side, SlotRelease};
+use super::ops::{Common, FrameSource, ListState, Live, PlatformFrames, Side, SlotRelease};
 use super::runs::{Runs, for_each_part, for_each_run, whole};
 use super::{BounceReason, DeviceSpec, DmaError, MapFlags, Memory, Piece};
-use crate::addr::{Direction, PhysRange};
+use crate::addr::{Direction, PhysAddr, PhysRange};
 use crate::bounce::{BouncePool, BounceRequest, BounceSlot, RawBounceSlot};
-use crate::domain::Counters;
+use crate::domain::{Counters, Stats};
 use crate::mem::Platform;
 
 /// The part of a route that does not depend on what stands between device and memory.
@@ -221,23 +222,6 @@ impl<P: Platform> RouteCore<P> {
         }
     }
 
-    /// Brings one side's view of every entry of a list up to date.
-    ///
-    /// # Safety
-    /// `state` is of a live mapping of these entries.
-    pub(crate) unsafe fn sync_list(
-        &self,
-        entries: &[Piece],
-        state: &ListState,
-        direction: Direction,
-        side: Side,
-    ) {
-        for (piece, run) in entries.iter().zip(&state.runs) {
-            // SAFETY: the caller's promise.
-            unsafe { self.sync(run.slot, Memory::One(*piece), (0, piece.len()), direction, side) };
-        }
-    }
-
     /// # Safety
     /// The slot is released once, after its device has lost it.
     pub(crate) unsafe fn release(&self, raw: RawBounceSlot) {
@@ -251,12 +235,10 @@ impl<P: Platform> RouteCore<P> {
     ///
     /// # Safety
     /// No device was given any of them.
-    pub(crate) unsafe fn release_all(&self, runs: &mut alloc::vec::Vec<EntryRun>) {
-        for run in runs.drain(..) {
-            if let Some(slot) = run.slot {
-                // SAFETY: the caller's promise; draining makes it happen once.
-                unsafe { self.release(slot) };
-            }
+    pub(crate) unsafe fn release_all(&self, slots: &mut Vec<(usize, RawBounceSlot)>) {
+        for (_, slot) in slots.drain(..) {
+            // SAFETY: the caller's promise; draining makes it happen once.
+            unsafe { self.release(slot) };
         }
     }
 
@@ -272,10 +254,97 @@ impl<P: Platform> RouteCore<P> {
         };
         self.pool.as_ref().map_or(0, |pool| pool.max_len(&request))
     }
+}
 
-    pub(crate) fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>> {
-        let pool = self.pool.clone()?;
+/// A route that has such a core.
+pub(crate) trait Routed: Send + Sync {
+    type Platform: Platform;
+    fn core(&self) -> &RouteCore<Self::Platform>;
+}
+
+impl<R: Routed> Common for R {
+    fn spec(&self) -> &DeviceSpec {
+        &self.core().spec
+    }
+
+    fn frames(&self) -> Arc<dyn FrameSource> {
+        Arc::new(PlatformFrames(self.core().platform.clone()))
+    }
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.core().platform.ptr(phys)
+    }
+
+    fn stats(&self) -> Stats {
+        self.core().counters.stats()
+    }
+
+    fn live(&self) -> u64 {
+        self.core().counters.live()
+    }
+
+    unsafe fn sync(
+        &self,
+        live: &Live,
+        memory: Memory<'_>,
+        part: (u64, u64),
+        direction: Direction,
+        side: Side,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core().sync(live.slot, memory, part, direction, side) };
+    }
+
+    unsafe fn sync_list(
+        &self,
+        entries: &[Piece],
+        state: &ListState,
+        direction: Direction,
+        side: Side,
+    ) {
+        let mut slots = state.slots.iter().copied().peekable();
+        for (index, piece) in entries.iter().enumerate() {
+            let slot = slots.next_if(|(at, _)| *at == index).map(|(_, slot)| slot);
+            let part = (0, piece.len());
+            // SAFETY: the caller's promise.
+            unsafe { self.core().sync(slot, Memory::One(*piece), part, direction, side) };
+        }
+    }
+
+    unsafe fn settle(
+        &self,
+        live: &Live,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) {
+        let core = self.core();
+        if !flags.contains(MapFlags::SKIP_CPU_SYNC) {
+            // SAFETY: the caller's promise.
+            unsafe { core.sync(live.slot, memory, (0, live.len), direction, Side::Cpu) };
+        }
+        if let Some(slot) = live.slot {
+            // SAFETY: the caller's promise.
+            unsafe { core.release(slot) };
+        }
+    }
+
+    unsafe fn release_slot(&self, slot: RawBounceSlot) {
+        // SAFETY: the caller's promise.
+        unsafe { self.core().release(slot) };
+    }
+
+    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>> {
+        let pool = self.core().pool.clone()?;
         Some(pool)
+    }
+
+    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool {
+        self.core().shares_line(phys, direction)
+    }
+
+    fn whole(&self, piece: &Piece) -> Option<PhysRange> {
+        whole(&self.core().platform, piece)
     }
 }
 

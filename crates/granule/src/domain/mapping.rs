@@ -11,7 +11,26 @@ use core::sync::atomic::Ordering;
 
 impl<P: Platform, T: Translation> Domain<P, T> {
     /// Takes IOVA space. If there is none, what waits in quarantine is flushed first.
+    ///
+    /// The range for the mapping, and the range that was taken for it.
+    #[inline]
     pub(crate) fn lease(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
+        if !place.guard && place.at.is_none() && !self.is_poisoned() {
+            let window = Some(place.window);
+            let request = IovaRequest { size: place.size, align: place.align, window };
+            if let Ok(start) = self.iova.alloc(&request) {
+                // What was allocated lies inside the aperture: a legal range.
+                if let Ok(range) = IovaRange::new(start, place.size) {
+                    return Ok((range, range));
+                }
+            }
+        }
+        self.lease_slowly(place)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lease_slowly(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
         if self.is_poisoned() {
             return Err(DomainError::Poisoned);
         }
@@ -24,7 +43,6 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         }
     }
 
-    /// The range for the mapping, and the range that was taken for it.
     fn try_lease(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
         let overflow =
             || DomainError::Range { range: place.window, reason: "the request passes 2^64 bytes" };
@@ -73,6 +91,22 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         fence: Option<Fence>,
     ) -> Result<Mapped, DomainError> {
         self.check_reach(phys)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.map_within(place, phys, attrs, fence) }
+    }
+
+    /// [`map`](Self::map) of memory that is known to be in reach.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    #[inline]
+    pub(crate) unsafe fn map_within(
+        &self,
+        place: &Placement,
+        phys: PhysRange,
+        attrs: Attributes,
+        fence: Option<Fence>,
+    ) -> Result<Mapped, DomainError> {
         let (range, lease) = self.lease(place)?;
         let result = match fence {
             // SAFETY: the range was just leased, so it is ours and unmapped; the memory is the
@@ -104,6 +138,24 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         I: Iterator<Item = PhysRange> + Clone,
     {
         pieces.clone().try_for_each(|phys| self.check_reach(phys))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.map_list_within(place, pieces, attrs) }
+    }
+
+    /// [`map_list`](Self::map_list) of memory that is known to be in reach.
+    ///
+    /// # Safety
+    /// As [`map_list`](Self::map_list).
+    #[inline]
+    pub(crate) unsafe fn map_list_within<I>(
+        &self,
+        place: &Placement,
+        pieces: I,
+        attrs: Attributes,
+    ) -> Result<Mapped, DomainError>
+    where
+        I: Iterator<Item = PhysRange> + Clone,
+    {
         let (range, lease) = self.lease(place)?;
         // SAFETY: the range was just leased; the rest is the caller's promise.
         let result = unsafe { self.translation.map_list(range.start(), pieces, attrs) };

@@ -138,6 +138,7 @@ impl<P: Platform> Quarantine<P> {
     }
 
     /// Puts an entry into this CPU's ring.
+    #[inline]
     pub(crate) fn push(&self, platform: &P, entry: Entry) -> Pushed {
         let index = platform.cpu() % self.shards.len();
         let mut ring = self.shards.at(index).ring.lock();

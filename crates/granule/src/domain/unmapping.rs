@@ -8,63 +8,62 @@ use crate::addr::IovaRange;
 use crate::mem::Platform;
 
 impl<P: Platform, T: Translation> Domain<P, T> {
-    /// Ends a mapping, now or at the next flush.
-    ///
-    /// `release` runs once the memory may be reused; if that moment never comes it never runs. In
-    /// strict mode, and with `now`, it has run when this returns. The answer tells where an unmap
-    /// waits.
-    ///
-    /// # Errors
-    /// [`UnmapError`] if the invalidation failed: memory and IOVA are leaked, and the domain is
-    /// poisoned.
-    ///
-    /// # Safety
-    /// `mapped` came from this domain and is ended once.
-    pub(crate) unsafe fn unmap_with(
-        &self,
-        mapped: &Mapped,
-        release: Option<Release>,
-        now: bool,
-    ) -> Result<Option<Ticket>, UnmapError> {
-        // SAFETY: the mapping is live and the caller's, who ends it once.
-        let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
-            Ok(unmapped) => unmapped,
-            Err(cause) => return Err(self.leak(mapped, release, cause)),
-        };
-        match &self.quarantine {
-            Some(quarantine) if !now => {
-                let entry = Entry {
-                    lease: mapped.lease,
-                    tables: unmapped.tables,
-                    bytes: mapped.lease.len(),
-                    release,
-                };
-                self.defer(quarantine, entry, mapped)
-            }
-            _ => {
-                let request = Invalidation { range: Some(mapped.range), tables: unmapped.tables };
-                if let Err(cause) = self.invalidate(&request) {
-                    return Err(self.leak(mapped, release, cause.into()));
-                }
-                self.finish(mapped.lease, unmapped.tables);
-                if let Some(release) = release {
-                    release.run();
-                }
-                Ok(None)
-            }
-        }
-    }
-
     /// Ends a mapping; when this returns `Ok` no device reaches the memory any more.
     ///
     /// # Errors
-    /// [`UnmapError`] if the invalidation failed: the memory must never be reused.
+    /// [`UnmapError`] if the invalidation failed: memory and IOVA are leaked, and the domain is
+    /// poisoned. The memory must never be reused.
     ///
     /// # Safety
     /// `mapped` came from this domain and is ended once.
+    #[inline]
     pub unsafe fn unmap(&self, mapped: &Mapped) -> Result<(), UnmapError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.unmap_with(mapped, None, true) }.map(|_| ())
+        // SAFETY: the mapping is live and the caller's, who ends it once.
+        let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
+            Ok(unmapped) => unmapped,
+            Err(cause) => return Err(self.leak(mapped, cause)),
+        };
+        let request = Invalidation { range: Some(mapped.range), tables: unmapped.tables };
+        if let Err(cause) = self.invalidate(&request) {
+            return Err(self.leak(mapped, cause.into()));
+        }
+        self.finish(mapped.lease, unmapped.tables);
+        Ok(())
+    }
+
+    /// Ends a mapping at the next flush; at once in strict mode.
+    ///
+    /// `release` runs once the memory may be reused; if that moment never comes it never runs. The
+    /// answer tells where the unmap waits.
+    ///
+    /// # Errors
+    /// As [`unmap`](Self::unmap).
+    ///
+    /// # Safety
+    /// `mapped` came from this domain and is ended once.
+    #[inline]
+    pub(crate) unsafe fn unmap_later(
+        &self,
+        mapped: &Mapped,
+        release: Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        let Some(quarantine) = &self.quarantine else {
+            // SAFETY: the caller's promise. If this fails the release is dropped, and never runs:
+            // running it would let memory be reused that a device may still reach.
+            unsafe { self.unmap(mapped) }?;
+            if let Some(release) = release {
+                release.run();
+            }
+            return Ok(None);
+        };
+        // SAFETY: the mapping is live and the caller's, who ends it once.
+        let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
+            Ok(unmapped) => unmapped,
+            Err(cause) => return Err(self.leak(mapped, cause)),
+        };
+        let bytes = mapped.lease.len();
+        let entry = Entry { lease: mapped.lease, tables: unmapped.tables, bytes, release };
+        self.defer(quarantine, entry, mapped)
     }
 
     fn defer(
@@ -87,7 +86,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
                     entry = back;
                     if let Err(cause) = self.flush() {
                         self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
-                        return Err(self.leak(mapped, entry.release, cause.into()));
+                        return Err(self.leak(mapped, cause.into()));
                     }
                 }
             }
@@ -174,15 +173,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
 
     /// Leaves a mapping's memory and IOVA in quarantine for ever.
     #[cold]
-    fn leak(
-        &self,
-        mapped: &Mapped,
-        release: Option<Release>,
-        cause: TranslationError,
-    ) -> UnmapError {
-        // A release that is dropped does not run: running it would let memory be reused that a
-        // device may still reach.
-        let _never = release;
+    fn leak(&self, mapped: &Mapped, cause: TranslationError) -> UnmapError {
         self.poison(mapped.lease.len());
         UnmapError { range: mapped.range, cause }
     }

@@ -196,7 +196,7 @@ impl Shared {
             return Ok(());
         }
         // SAFETY: the leg was taken out of the list: its mapping ends once.
-        let result = unsafe { leg.device.ops().end(&leg.live, true, None) };
+        let result = unsafe { leg.device.ops().end(&leg.live) };
         self.lost |= result.is_err();
         result.map(|_| ()).map_err(ShareError::from)
     }

@@ -1,13 +1,13 @@
 //! Scatter lists behind a domain: gathered, placed and measured in one pass, mapped as one.
 
 use super::Translated;
-use crate::addr::{Direction, DmaAddr};
+use crate::addr::{Direction, DmaAddr, PhysRange};
 use crate::dma::layout::{Joiner, NoPlace, Placer, Rules};
-use crate::dma::ops::{EntryRun, ListState, Live};
+use crate::dma::ops::{ListState, Live};
 use crate::dma::runs::whole;
 use crate::dma::{BounceReason, DmaError, MapFlags, Memory, Piece};
 use crate::domain::{Footprint, Translation};
-use crate::mem::Platform;
+use crate::mem::{FrameError, Platform};
 
 /// What a list needs of the domain.
 pub(super) struct Gathered {
@@ -16,6 +16,28 @@ pub(super) struct Gathered {
     /// Whether some of it stays unmapped, for a boundary's sake.
     pub(super) gaps: bool,
     pub(super) print: Footprint,
+}
+
+/// A list that is being gathered.
+struct Gather<'a> {
+    placer: Placer,
+    untrusted: bool,
+    print: Footprint,
+    /// Bytes that will be mapped.
+    mapped: u64,
+    state: &'a mut ListState,
+}
+
+impl Gather<'_> {
+    /// Notes what is mapped for an entry and what the device is told of it.
+    #[inline]
+    fn push(&mut self, rules: Rules, piece: Option<(u64, PhysRange)>, offset: u64, len: u64) {
+        if let Some(piece) = piece {
+            self.state.pieces.push(piece);
+        }
+        Joiner::new(rules.boundary, rules.max_segment, &mut self.state.segments)
+            .push(DmaAddr::new(offset), len);
+    }
 }
 
 impl<P: Platform, T: Translation> Translated<P, T> {
@@ -36,61 +58,111 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         flags: MapFlags,
         state: &mut ListState,
     ) -> Result<Gathered, DmaError> {
-        let untrusted = self.untrusted();
+        state.clear();
+        if entries.is_empty() {
+            return Err(DmaError::Empty { device: self.device() });
+        }
         let rules = self.rules();
-        let mut placer = Placer::new(rules);
-        let mut print = Footprint::default();
-        let mut mapped = 0u64;
-        let ListState { runs, segments } = state;
-        let mut joiner = Joiner::new(rules.boundary, rules.max_segment, segments);
+        let output = self.domain.geometry().output;
+        let plain = self.is_plain() && rules.boundary == 0;
+        let mut gather = Gather {
+            placer: Placer::new(rules),
+            untrusted: self.untrusted(),
+            print: Footprint::default(),
+            mapped: 0,
+            state,
+        };
         for (index, piece) in entries.iter().enumerate() {
-            let run = self.place_run(piece, untrusted, direction, flags)?;
-            let (phys, slot) = (run.phys, run.slot);
-            runs.push(run);
-            let placed = placer.place(phys).map_err(|why| self.no_place(why, index, phys.len()))?;
-            let piece = placed.piece.map_or(0, |(_, piece)| piece.len());
-            if slot.is_some() {
-                // A slot has its granules to itself, and may own more than are mapped.
-                print.bounced += phys.len();
-                print.padding += piece - phys.len();
-            }
-            print.bytes += phys.len();
-            mapped += piece;
-            joiner.push(DmaAddr::new(placed.offset), phys.len());
-            if let Some(run) = runs.last_mut() {
-                run.piece = placed.piece;
+            let phys = whole(&self.core.platform, piece);
+            match phys {
+                // The common case: whole granules, given to the device where they lie.
+                Some(phys)
+                    if plain
+                        && phys.is_aligned(rules.granule)
+                        && phys.len() <= rules.max_segment
+                        && output.contains_range(&phys) =>
+                {
+                    let offset = gather.placer.append(phys);
+                    let offset =
+                        offset.ok_or_else(|| DmaError::TooLong { device: self.device() })?;
+                    gather.mapped += phys.len();
+                    gather.print.bytes += phys.len();
+                    gather.push(rules, Some((offset, phys)), offset, phys.len());
+                }
+                _ => self.gather_one(&mut gather, index, piece, phys, direction, flags)?,
             }
         }
+        let Gather { placer, mut print, mapped, .. } = gather;
         print.exposed = mapped.saturating_sub(print.bytes + print.padding);
         Ok(Gathered { size: placer.len(), gaps: mapped != placer.len(), print })
     }
 
-    /// Where one entry lies as the device will see it: where it is, or in a bounce slot.
-    #[inline]
-    pub(super) fn place_run(
+    /// Gathers an entry that needs thought.
+    #[inline(never)]
+    fn gather_one(
         &self,
+        gather: &mut Gather<'_>,
+        index: usize,
         piece: &Piece,
-        untrusted: bool,
+        phys: Option<PhysRange>,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<EntryRun, DmaError> {
-        let memory = Memory::One(*piece);
-        let phys = whole(&self.core.platform, piece).ok_or(BounceReason::NoPhysical);
-        let usable = phys.and_then(|phys| {
-            let fit = self.fit(phys, direction)?;
-            let exposes = untrusted && fit.outer.len() != phys.len();
-            if exposes { Err(BounceReason::Exposure) } else { Ok(phys) }
-        });
-        match usable {
-            Ok(phys) => {
-                self.core.before_device(memory, phys.len(), direction, flags);
-                Ok(EntryRun { phys, slot: None, piece: None })
-            }
-            Err(reason) => {
-                let slot = self.slot(memory, piece.len(), reason, flags)?;
-                Ok(EntryRun { phys: slot.data(), slot: Some(slot.into_raw()), piece: None })
-            }
+    ) -> Result<(), DmaError> {
+        if piece.is_empty() {
+            return Err(DmaError::Empty { device: self.device() });
         }
+        let phys = match self.usable(phys, gather.untrusted, direction) {
+            Ok(phys) => {
+                self.core.before_device(Memory::One(*piece), phys.len(), direction, flags);
+                phys
+            }
+            Err(reason) => self.gather_slot(gather, index, piece, reason, flags)?,
+        };
+        let rules = self.rules();
+        let placed = gather.placer.place(phys);
+        let placed = placed.map_err(|why| self.no_place(why, index, phys.len()))?;
+        let mapped = placed.piece.map_or(0, |(_, piece)| piece.len());
+        if gather.state.slots.last().is_some_and(|(last, _)| *last == index) {
+            // A slot has its granules to itself, and may own more than are mapped.
+            gather.print.bounced += phys.len();
+            gather.print.padding += mapped - phys.len();
+        }
+        gather.print.bytes += phys.len();
+        gather.mapped += mapped;
+        gather.push(rules, placed.piece, placed.offset, phys.len());
+        Ok(())
+    }
+
+    /// The memory of an entry, if the device may be given it where it lies.
+    fn usable(
+        &self,
+        phys: Option<PhysRange>,
+        untrusted: bool,
+        direction: Direction,
+    ) -> Result<PhysRange, BounceReason> {
+        let phys = phys.ok_or(BounceReason::NoPhysical)?;
+        let fit = self.fit(phys, direction)?;
+        let exposes = untrusted && fit.outer.len() != phys.len();
+        if exposes { Err(BounceReason::Exposure) } else { Ok(phys) }
+    }
+
+    /// Takes a bounce slot for an entry: where its data goes.
+    fn gather_slot(
+        &self,
+        gather: &mut Gather<'_>,
+        index: usize,
+        piece: &Piece,
+        reason: BounceReason,
+        flags: MapFlags,
+    ) -> Result<PhysRange, DmaError> {
+        gather.state.slots.try_reserve(1).map_err(|_| DmaError::Frames {
+            device: self.device(),
+            cause: FrameError::OutOfMemory,
+        })?;
+        let slot = self.slot(Memory::One(*piece), piece.len(), reason, flags)?;
+        let data = slot.data();
+        gather.state.slots.push((index, slot.into_raw()));
+        Ok(data)
     }
 
     pub(super) fn no_place(&self, why: NoPlace, index: usize, len: u64) -> DmaError {
@@ -130,7 +202,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             let natural = gathered.size.checked_next_power_of_two().unwrap_or(1 << 63);
             place.align = place.align.max(natural.min(boundary));
         }
-        let pieces = state.runs.iter().filter_map(|run| run.piece);
+        let pieces = state.pieces.iter().copied();
         let attrs = self.attributes(direction.access());
         // SAFETY: pieces are whole granules around the entries, or slots lent to this mapping; the
         // rest is the caller's promise.
@@ -138,7 +210,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             if gathered.gaps {
                 self.domain.map_pieces(&place, pieces, attrs)
             } else {
-                self.domain.map_list(&place, pieces.map(|(_, piece)| piece), attrs)
+                self.domain.map_list_within(&place, pieces.map(|(_, piece)| piece), attrs)
             }
         };
         let mapped = mapped.map_err(|cause| {

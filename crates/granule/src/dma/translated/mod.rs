@@ -10,7 +10,7 @@ use crate::addr::{Access, Attributes, Direction, DmaAddr, Iova, IovaRange, Memor
 use crate::bounce::{BounceSlot, RawBounceSlot};
 use crate::dma::ops::Live;
 use crate::dma::route::{RouteCore, SlotShape};
-use crate::dma::runs::Runs;
+use crate::dma::runs::{Runs, whole};
 use crate::dma::{BounceReason, DmaError, MapFlags, Memory};
 use crate::domain::{Domain, DomainError, Footprint, Mapped, Placement, Stream, Translation};
 use crate::mem::Platform;
@@ -29,6 +29,12 @@ pub(super) struct Translated<P: Platform, T: Translation> {
     pub coherent: IovaRange,
 }
 
+/// A run that is given to the device where it lies, and the granules around it.
+struct Plain {
+    phys: PhysRange,
+    outer: PhysRange,
+}
+
 /// How one run shall be mapped.
 struct Fit {
     outer: PhysRange,
@@ -42,6 +48,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         self.core.spec.name.clone()
     }
 
+    #[cold]
     fn domain_error(&self, cause: DomainError) -> DmaError {
         DmaError::Domain { device: self.device(), cause }
     }
@@ -62,6 +69,12 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         Attributes { access, kind }
     }
 
+    /// Whether nothing stands in the way of mapping memory where it lies but its place.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.core.spec.snoops && !self.core.spec.unverified_fences
+    }
+
     fn untrusted(&self) -> bool {
         !self.core.spec.trusted || self.domain.is_untrusted()
     }
@@ -73,6 +86,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         SlotShape { align, whole: true, window: Some(output), clean: true }
     }
 
+    #[inline]
     fn placement(&self, size: u64, flags: MapFlags) -> Placement {
         Placement {
             size,
@@ -102,6 +116,86 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         let front = phys.start().raw() - outer.start().raw();
         let fence = Fence { front: front & !(unit - 1), back: (slack - front) & !(unit - 1) };
         Ok(Fit { outer, fence: Some(fence), exposed: slack - fence.front - fence.back })
+    }
+
+    /// The common case: one run that the device may be given where it lies, with neither guards nor
+    /// fences, and no caches to maintain. Whether it exposes anything is not said here.
+    #[inline(always)]
+    fn plain(&self, memory: Memory<'_>, flags: MapFlags) -> Option<Plain> {
+        let [piece] = memory.pieces() else { return None };
+        let phys = whole(&self.core.platform, piece)?;
+        let outer = phys.align_outward(self.domain.granule())?;
+        let reached = self.domain.geometry().output.contains_range(&outer);
+        let plain = reached && self.is_plain() && !flags.contains(MapFlags::GUARD);
+        plain.then_some(Plain { phys, outer })
+    }
+
+    /// Maps such a run; `None` if it would expose what it must not.
+    ///
+    /// # Safety
+    /// As [`Ops::map`](crate::dma::ops::Ops::map).
+    #[inline(always)]
+    unsafe fn map_plain(
+        &self,
+        plain: &Plain,
+        direction: Direction,
+    ) -> Option<Result<Live, DmaError>> {
+        let exposed = plain.outer.len() - plain.phys.len();
+        if exposed != 0 && !self.domain.expose(exposed) {
+            return None;
+        }
+        let place = self.placement(plain.outer.len(), MapFlags::empty());
+        let attrs = self.attributes(direction.access());
+        // SAFETY: the caller's promise.
+        match unsafe { self.domain.map_within(&place, plain.outer, attrs, None) } {
+            Ok(mapped) => {
+                let len = plain.phys.len();
+                let print = Footprint { bytes: len, exposed, ..Footprint::default() };
+                let front = plain.phys.start().raw() - plain.outer.start().raw();
+                Some(Ok(self.live(mapped, front, len, print, None)))
+            }
+            Err(cause) => {
+                self.domain.conceal(exposed);
+                Some(Err(self.domain_error(cause)))
+            }
+        }
+    }
+
+    /// Maps whatever is not the common case.
+    ///
+    /// # Safety
+    /// As [`Ops::map`](crate::dma::ops::Ops::map).
+    #[inline(never)]
+    unsafe fn map_any(
+        &self,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Live, DmaError> {
+        let len = memory.len().ok_or_else(|| DmaError::TooLong { device: self.device() })?;
+        if len == 0 {
+            return Err(DmaError::Empty { device: self.device() });
+        }
+        let Some(phys) = self.core.whole(memory) else {
+            // SAFETY: the caller's promise.
+            return unsafe { self.map_scattered(memory, len, direction, flags) };
+        };
+        let fit = match self.fit(phys, direction) {
+            Ok(fit) => fit,
+            Err(reason) => return self.map_bounced(memory, len, reason, direction, flags),
+        };
+        if !self.domain.expose(fit.exposed) {
+            return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
+        }
+        if self.core.maintains(flags) {
+            self.core.platform.sync_for_device(phys, direction);
+        }
+        // SAFETY: the caller's promise.
+        let live = unsafe { self.map_run(phys, &fit, direction, flags) };
+        if live.is_err() {
+            self.domain.conceal(fit.exposed);
+        }
+        live
     }
 
     /// Maps a run where it lies.
@@ -138,6 +232,15 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         self.core.counters.begin(&self.core.platform, &print);
         let dma = DmaAddr::new(self.dma(mapped.range.start()).raw() + front);
         Live { dma, len, mapped: Some(mapped), slot, print }
+    }
+
+    /// Counts a mapping out; whether the device has lost the memory, or will with the next flush.
+    #[inline]
+    fn ended(&self, live: &Live, lost: bool) {
+        if lost {
+            self.domain.conceal(live.print.exposed);
+        }
+        self.core.counters.end(&self.core.platform, &live.print);
     }
 
     /// Takes a bounce slot. If the pool has none, slots of ended mappings may be waiting for a flush.

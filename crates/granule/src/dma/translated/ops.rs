@@ -4,27 +4,28 @@ use alloc::sync::Arc;
 
 use super::Translated;
 use crate::addr::{
-    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysAddr,
-    PhysRange,
+    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysRange,
 };
-use crate::bounce::RawBounceSlot;
 use crate::dma::ops::{
-    BlockPlacement, Demands, FrameSource, LinkPlace, ListState, Live, Ops, PlatformFrames, Side,
-    SlotRelease, TranslatedDemands,
+    BlockPlacement, Common, Demands, LinkPlace, ListState, Live, Ops, TranslatedDemands,
 };
-use crate::dma::runs::whole;
-use crate::dma::{BounceReason, DeviceSpec, DmaError, MapFlags, Memory, Piece, RouteReport};
+use crate::dma::route::{RouteCore, Routed};
+use crate::dma::{DmaError, MapFlags, Memory, Piece, RouteReport};
 use crate::domain::{
-    DomainStats, Footprint, Placement, Release, Stats, Ticket, Translation, UnitError, UnmapError,
+    DomainStats, Footprint, Placement, Release, Ticket, Translation, UnitError, UnmapError,
 };
 use crate::iova::IovaRequest;
 use crate::mem::Platform;
 
-impl<P: Platform, T: Translation> Ops for Translated<P, T> {
-    fn spec(&self) -> &DeviceSpec {
-        &self.core.spec
-    }
+impl<P: Platform, T: Translation> Routed for Translated<P, T> {
+    type Platform = P;
 
+    fn core(&self) -> &RouteCore<P> {
+        &self.core
+    }
+}
+
+impl<P: Platform, T: Translation> Ops for Translated<P, T> {
     fn demands(&self) -> Demands {
         let geometry = self.domain.geometry();
         let first = self.dma(self.coherent.start());
@@ -40,22 +41,6 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             // A part of a legal range, moved by a base that has none of its bits.
             addresses: addresses.unwrap_or_else(|_| whole_addresses()),
         }
-    }
-
-    fn frames(&self) -> Arc<dyn FrameSource> {
-        Arc::new(PlatformFrames(self.core.platform.clone()))
-    }
-
-    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
-        self.core.platform.ptr(phys)
-    }
-
-    fn stats(&self) -> Stats {
-        self.core.counters.stats()
-    }
-
-    fn live(&self) -> u64 {
-        self.core.counters.live()
     }
 
     fn domain_stats(&self) -> Option<DomainStats> {
@@ -79,30 +64,14 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         direction: Direction,
         flags: MapFlags,
     ) -> Result<Live, DmaError> {
-        let len = memory.len().ok_or_else(|| DmaError::TooLong { device: self.device() })?;
-        if len == 0 {
-            return Err(DmaError::Empty { device: self.device() });
-        }
-        let Some(phys) = self.core.whole(memory) else {
+        if let Some(plain) = self.plain(memory, flags) {
             // SAFETY: the caller's promise.
-            return unsafe { self.map_scattered(memory, len, direction, flags) };
-        };
-        let fit = match self.fit(phys, direction) {
-            Ok(fit) => fit,
-            Err(reason) => return self.map_bounced(memory, len, reason, direction, flags),
-        };
-        if !self.domain.expose(fit.exposed) {
-            return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
-        }
-        if self.core.maintains(flags) {
-            self.core.platform.sync_for_device(phys, direction);
+            if let Some(result) = unsafe { self.map_plain(&plain, direction) } {
+                return result;
+            }
         }
         // SAFETY: the caller's promise.
-        let live = unsafe { self.map_run(phys, &fit, direction, flags) };
-        if live.is_err() {
-            self.domain.conceal(fit.exposed);
-        }
-        live
+        unsafe { self.map_any(memory, direction, flags) }
     }
 
     unsafe fn map_list(
@@ -112,24 +81,17 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         flags: MapFlags,
         state: &mut ListState,
     ) -> Result<Live, DmaError> {
-        if entries.is_empty() || entries.iter().any(Piece::is_empty) {
-            return Err(DmaError::Empty { device: self.device() });
-        }
-        if Memory::Many(entries).len().is_none() {
-            return Err(DmaError::TooLong { device: self.device() });
-        }
         let gathered = self.gather(entries, direction, flags, state);
         // SAFETY: the caller's promise.
         let live = gathered
             .and_then(|gathered| unsafe { self.map_gathered(&gathered, direction, flags, state) });
         if let Err(error) = &live {
-            state.segments.clear();
-            if error.is_stale() {
-                // The slots may still be reached: they are never given back.
-                state.runs.clear();
+            if !error.is_stale() {
+                // SAFETY: the map was undone, or never begun. Else the slots may still be reached,
+                // and are never given back.
+                unsafe { self.core.release_all(&mut state.slots) };
             }
-            // SAFETY: the map was undone, or never begun.
-            unsafe { self.core.release_all(&mut state.runs) };
+            state.clear();
         }
         live
     }
@@ -207,21 +169,43 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         Ok(self.live(mapped, 0, place.len, print, None))
     }
 
-    unsafe fn end(
+    unsafe fn end(&self, live: &Live) -> Result<(), UnmapError> {
+        let Some(mapped) = &live.mapped else {
+            return Ok(());
+        };
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.domain.unmap(mapped) };
+        self.ended(live, result.is_ok());
+        result
+    }
+
+    unsafe fn unmap(
         &self,
         live: &Live,
-        now: bool,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<(), UnmapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.end(live) }?;
+        if live.slot.is_some() || !self.core.spec.snoops {
+            // SAFETY: the caller's promise; the mapping has just ended.
+            unsafe { self.settle(live, memory, direction, flags) };
+        }
+        Ok(())
+    }
+
+    unsafe fn end_later(
+        &self,
+        live: &Live,
         release: Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError> {
         let Some(mapped) = &live.mapped else {
             return Ok(None);
         };
         // SAFETY: the caller's promise.
-        let result = unsafe { self.domain.unmap_with(mapped, release, now) };
-        if result.is_ok() {
-            self.domain.conceal(live.print.exposed);
-        }
-        self.core.counters.end(&self.core.platform, &live.print);
+        let result = unsafe { self.domain.unmap_later(mapped, release) };
+        self.ended(live, result.is_ok());
         result
     }
 
@@ -239,38 +223,6 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
 
     fn flush(&self) -> Result<(), UnitError> {
         self.domain.flush()
-    }
-
-    unsafe fn sync(
-        &self,
-        live: &Live,
-        memory: Memory<'_>,
-        part: (u64, u64),
-        direction: Direction,
-        side: Side,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { self.core.sync(live.slot, memory, part, direction, side) };
-    }
-
-    unsafe fn sync_list(
-        &self,
-        entries: &[Piece],
-        state: &ListState,
-        direction: Direction,
-        side: Side,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { self.core.sync_list(entries, state, direction, side) };
-    }
-
-    unsafe fn release_slot(&self, slot: RawBounceSlot) {
-        // SAFETY: the caller's promise.
-        unsafe { self.core.release(slot) };
-    }
-
-    fn slot_releaser(&self) -> Option<Arc<dyn SlotRelease>> {
-        self.core.slot_releaser()
     }
 
     fn reserve(&self, len: u64) -> Result<Live, DmaError> {
@@ -323,14 +275,6 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
         self.core.counters.end(&self.core.platform, &link.print());
         result
-    }
-
-    fn shares_line(&self, phys: PhysRange, direction: Direction) -> bool {
-        self.core.shares_line(phys, direction)
-    }
-
-    fn whole(&self, piece: &Piece) -> Option<PhysRange> {
-        whole(&self.core.platform, piece)
     }
 
     fn highest_free(&self, most: DmaAddr, len: u64, align: u64, guard: bool) -> Option<DmaAddr> {
