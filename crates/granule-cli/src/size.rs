@@ -22,29 +22,35 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '_')).unwrap_or(trimmed.len());
     let (digits, unit) = trimmed.split_at(split);
     let unit = unit.trim().to_ascii_lowercase();
-    let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
+    let shift = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
         _ => return Err(wrong()),
     };
-    let number: u64 = digits.replace('_', "").parse().map_err(|_| wrong())?;
+    let number = number(digits, 10).ok_or_else(wrong)?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than 2^64 bytes"))
 }
 
 /// An address: `0x` hexadecimal or decimal, `_` between digits.
 pub(crate) fn address(text: &str) -> Result<u64, String> {
-    let plain = text.trim().replace('_', "");
+    let plain = text.trim();
     let parsed = match plain.strip_prefix("0x").or(plain.strip_prefix("0X")) {
-        // `from_str_radix` takes a sign, which an address has not.
-        Some(digits) if digits.starts_with(['+', '-']) => None,
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None if plain.starts_with('+') => None,
-        None => plain.parse().ok(),
+        Some(digits) => number(digits, 16),
+        None => number(plain, 10),
     };
     parsed.ok_or_else(|| format!("`{text}` is no address: write 0x800000000"))
+}
+
+/// Digits without a sign, with `_` between them.
+fn number(digits: &str, radix: u32) -> Option<u64> {
+    let ends = [digits.chars().next()?, digits.chars().next_back()?];
+    if !ends.iter().all(|end| end.is_digit(radix)) {
+        return None;
+    }
+    u64::from_str_radix(&digits.replace('_', ""), radix).ok()
 }
 
 /// `BASE+SIZE`.
@@ -115,6 +121,12 @@ mod tests {
         for text in ["", "M", "8X", "-1", "0x", "1.5M", "0x-1", "16777217T", "99999999999999999999"]
         {
             assert!(bytes(text).is_err(), "{text}");
+        }
+        // What the fuzzing target `sizes` reads differently: no unit begins with an i, and `_` stands
+        // between digits only.
+        for text in ["5ib", "5i", "_", "_1", "1_", "1_K", "0x_1", "0x1_", "0_x5", "_0x5", "+5"] {
+            assert!(bytes(text).is_err(), "{text}");
+            assert!(address(text).is_err(), "{text}");
         }
     }
 
