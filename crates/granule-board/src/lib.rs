@@ -57,3 +57,8 @@ pub(crate) use warning::Warnings;
 /// The built-in board: the display corner of Apple's t8103 (M1), written for this project. Its
 /// source, `boards/t8103-display.dts`, says what is real and what is not.
 pub const DEFAULT_BOARD: &[u8] = include_bytes!("../boards/t8103-display.dtb");
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -72,17 +72,30 @@ pub fn show(board: &Board, json: bool) -> String {
 /// may name no output file.
 ///
 /// # Errors
-/// What the command would print.
-pub fn share(board: &Board, words: &[&str]) -> Result<String, String> {
+/// [`Refusal`].
+pub fn share(board: &Board, words: &[&str]) -> Result<String, Refusal> {
     let command = ["granule", "share"].iter().chain(words).map(OsString::from);
-    match parse(command)?.command {
+    let usage = |message| Refusal { kind: "usage", message };
+    match parse(command).map_err(usage)?.command {
         Command::Share(args)
             if [&args.svg, &args.report, &args.dump].iter().all(|path| path.is_none()) =>
         {
-            share::on_board(board, &args).map_err(|error| error.to_string())
+            share::on_board(board, &args).map_err(|error| Refusal {
+                kind: error.kind(),
+                message: error.to_string(),
+            })
         }
-        _ => Err("this is `granule share` without output files".into()),
+        _ => Err(usage("this is `granule share` without output files".into())),
     }
+}
+
+/// Why a command refuses, as `--json` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The kind of the error; `verification` is a defect of granule itself.
+    pub kind: &'static str,
+    /// For people.
+    pub message: String,
 }
 
 fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, String> {
@@ -100,7 +113,7 @@ mod tests {
         assert!(show(&board, true).starts_with('{'));
         let text = share(&board, &["--size", "64K", "--between", "dcp,piodma"]).expect("shared");
         assert!(text.contains("all equal"), "{text}");
-        assert!(share(&board, &["--size", "8X"]).expect_err("no size").contains("8X"));
+        assert!(share(&board, &["--size", "8X"]).expect_err("no size").message.contains("8X"));
         assert!(share(&board, &["--dump", "ram.raw"]).is_err());
         assert_eq!(command_line(["granule", "board", "my.dtb"].map(OsString::from)), Ok(()));
     }

@@ -28,3 +28,8 @@ pub use hist::Histogram;
 pub use options::{Invalidate, OnProgress, Options, Progress, Untrusted, granule_of};
 pub use reader::Input;
 pub use results::Results;
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -26,3 +26,8 @@ pub mod iova;
 pub mod mem;
 pub mod share;
 pub mod table;
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
