@@ -6,17 +6,21 @@ mod boards;
 mod cargo;
 mod cross;
 mod files;
+mod fuzz;
 mod lab;
 mod msrv;
 mod no_std;
+mod package;
 mod size;
 mod unsafe_audit;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use lexopt::ValueExt;
 use xshell::Shell;
 
 /// What a chore works with.
@@ -38,8 +42,18 @@ struct Options {
     may_skip: bool,
     /// `--broken`: break things on purpose, and see that it is noticed.
     broken: bool,
-    /// What stands behind the chore's name: rows of the lab.
+    /// What stands behind the chore's name: rows of the lab, fuzzing targets.
     words: Vec<String>,
+    /// Options that have a value, by name.
+    values: BTreeMap<&'static str, String>,
+}
+
+impl Options {
+    /// The number that an option has, or `default`.
+    fn number(&self, option: &str, default: u64) -> Result<u64> {
+        let Some(text) = self.values.get(option) else { return Ok(default) };
+        text.parse().with_context(|| format!("--{option} takes a number, not `{text}`"))
+    }
 }
 
 /// Goes with an error that says what is missing here, rather than what is wrong with the project.
@@ -64,6 +78,15 @@ struct Chore {
 }
 
 impl Chore {
+    /// The option of this name, if it takes a value: `--seconds N` is called `seconds`.
+    fn valued(&self, name: &str) -> Option<&'static str> {
+        let mut options = self.options.iter().filter_map(|known| known.strip_prefix("--"));
+        options.find_map(|known| {
+            let (option, _) = known.split_once(' ')?;
+            (option == name).then_some(option)
+        })
+    }
+
     /// Whether words may stand behind its name.
     fn takes_words(&self) -> bool {
         self.options.iter().any(|option| !option.starts_with('-'))
@@ -138,6 +161,18 @@ const CHORES: &[Chore] = &[
         run: |chores, options| lab::run(chores, &options.words, options.broken),
     },
     Chore {
+        name: "package",
+        options: &[],
+        about: "pack the crates meant for others, and build each from its archive",
+        run: |chores, _| package::check(chores),
+    },
+    Chore {
+        name: "fuzz",
+        options: &["TARGET…", "--seconds N", "--jobs N", "--may-skip"],
+        about: "feed what is read from outside with rubbish, --seconds (60) a target",
+        run: fuzz::run,
+    },
+    Chore {
         name: "size",
         options: &["--check"],
         about: "list the source files over 500 lines; --check: fail if there is one",
@@ -195,6 +230,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<(&'static Chore, Options)>
     let mut chore: Option<&'static Chore> = None;
     let mut options = Options::default();
     while let Some(arg) = parser.next()? {
+        let mut valued = None;
         match arg {
             lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => return Ok(None),
             lexopt::Arg::Value(name) if chore.is_none() => match name.to_str() {
@@ -204,7 +240,8 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<(&'static Chore, Options)>
             lexopt::Arg::Long(option) if takes(chore, option) => match option {
                 "check" => options.check = true,
                 "broken" => options.broken = true,
-                _ => options.may_skip = true,
+                "may-skip" => options.may_skip = true,
+                _ => valued = chore.and_then(|chore| chore.valued(option)),
             },
             lexopt::Arg::Value(word) if chore.is_some_and(Chore::takes_words) => {
                 options.words.push(word.to_string_lossy().into_owned());
@@ -216,6 +253,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<(&'static Chore, Options)>
                 }
                 None => return Err(other.unexpected()).context("name the chore first"),
             },
+        }
+        if let Some(option) = valued {
+            options.values.insert(option, parser.value()?.string()?);
         }
     }
     Ok(chore.map(|chore| (chore, options)))
@@ -230,7 +270,8 @@ fn find(name: &str) -> Result<&'static Chore> {
 
 fn takes(chore: Option<&Chore>, option: &str) -> bool {
     chore.is_some_and(|chore| {
-        chore.options.iter().any(|known| known.strip_prefix("--") == Some(option))
+        let known = |known: &&str| known.strip_prefix("--") == Some(option);
+        chore.options.iter().any(known) || chore.valued(option).is_some()
     })
 }
 
@@ -264,6 +305,9 @@ mod tests {
         assert_eq!(parse_words(&["msrv", "--may-skip"]).unwrap(), Some(("msrv", may_skip)));
         let typed = ["lab", "vtd", "--broken", "virtio-4k"];
         assert_eq!(parse_words(&typed).unwrap(), Some(("lab", lab)));
+        let (_, fuzz) = parse_words(&["fuzz", "--seconds", "5", "walk"]).unwrap().unwrap();
+        assert_eq!((fuzz.number("seconds", 60).unwrap(), fuzz.words), (5, vec!["walk".into()]));
+        assert!(parse_words(&["fuzz", "--seconds"]).is_err());
         assert!(parse_words(&["msrv", "--check"]).is_err());
         assert!(parse_words(&["--check", "boards"]).is_err());
         assert!(parse_words(&["boards", "size"]).is_err());

@@ -1,0 +1,10 @@
+//! Device trees by construction: board, machine, plan, buffer.
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| granule_fuzz::plan::run(data));
+
+#[cfg(not(fuzzing))]
+fn main() {
+    granule_fuzz::replay_files(granule_fuzz::plan::run);
+}

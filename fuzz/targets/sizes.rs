@@ -1,0 +1,10 @@
+//! Command lines, and the sizes and addresses on them.
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| granule_fuzz::sizes::run(data));
+
+#[cfg(not(fuzzing))]
+fn main() {
+    granule_fuzz::replay_files(granule_fuzz::sizes::run);
+}

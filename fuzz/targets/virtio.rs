@@ -1,0 +1,10 @@
+//! What a virtio-iommu answers.
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| granule_fuzz::virtio::run(data));
+
+#[cfg(not(fuzzing))]
+fn main() {
+    granule_fuzz::replay_files(granule_fuzz::virtio::run);
+}

@@ -1,0 +1,10 @@
+//! Page tables in arbitrary memory.
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| granule_fuzz::walk::run(data));
+
+#[cfg(not(fuzzing))]
+fn main() {
+    granule_fuzz::replay_files(granule_fuzz::walk::run);
+}
