@@ -80,10 +80,8 @@ pub fn share(board: &Board, words: &[&str]) -> Result<String, Refusal> {
         Command::Share(args)
             if [&args.svg, &args.report, &args.dump].iter().all(|path| path.is_none()) =>
         {
-            share::on_board(board, &args).map_err(|error| Refusal {
-                kind: error.kind(),
-                message: error.to_string(),
-            })
+            share::on_board(board, &args)
+                .map_err(|error| Refusal { kind: error.kind(), message: error.to_string() })
         }
         _ => Err(usage("this is `granule share` without output files".into())),
     }
