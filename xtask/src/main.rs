@@ -12,6 +12,7 @@ mod msrv;
 mod no_std;
 mod package;
 mod size;
+mod trust;
 mod unsafe_audit;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ struct Options {
     may_skip: bool,
     /// `--broken`: break things on purpose, and see that it is noticed.
     broken: bool,
+    /// `--long`: a size of hours instead of minutes.
+    long: bool,
     /// What stands behind the chore's name: rows of the lab, fuzzing targets.
     words: Vec<String>,
     /// Options that have a value, by name.
@@ -173,6 +176,12 @@ const CHORES: &[Chore] = &[
         run: fuzz::run,
     },
     Chore {
+        name: "trust",
+        options: &["ROW…", "--long", "--hours N"],
+        about: "models, faults, hostile devices, schedules, arithmetic; --hours N: until then",
+        run: trust::run,
+    },
+    Chore {
         name: "size",
         options: &["--check"],
         about: "list the source files over 500 lines; --check: fail if there is one",
@@ -240,6 +249,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<(&'static Chore, Options)>
             lexopt::Arg::Long(option) if takes(chore, option) => match option {
                 "check" => options.check = true,
                 "broken" => options.broken = true,
+                "long" => options.long = true,
                 "may-skip" => options.may_skip = true,
                 _ => valued = chore.and_then(|chore| chore.valued(option)),
             },
@@ -300,6 +310,9 @@ mod tests {
         let check = Options { check: true, ..Options::default() };
         let may_skip = Options { may_skip: true, ..Options::default() };
         let words = vec!["vtd".to_string(), "virtio-4k".to_string()];
+        let values = BTreeMap::from([("hours", "3".to_string())]);
+        let hours = Options { values, ..Options::default() };
+        assert_eq!(parse_words(&["trust", "--hours", "3"]).unwrap(), Some(("trust", hours)));
         let lab = Options { broken: true, words, ..Options::default() };
         assert_eq!(parse_words(&["boards", "--check"]).unwrap(), Some(("boards", check)));
         assert_eq!(parse_words(&["msrv", "--may-skip"]).unwrap(), Some(("msrv", may_skip)));

@@ -20,6 +20,7 @@ use granule_sim::unit::SimUnit;
 use granule_sim::walk::SimFormat;
 
 use crate::effort;
+use crate::model::Low;
 
 /// Where RAM begins.
 pub const RAM: u64 = 0x8_0000_0000;
@@ -295,7 +296,7 @@ impl FormatVisitor for Build<'_> {
 }
 
 /// A domain of any format.
-pub trait AnyDomain: Send + Sync {
+pub trait AnyDomain: Low + Send + Sync {
     /// As [`Domain::attach`].
     ///
     /// # Errors

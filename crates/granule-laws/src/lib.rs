@@ -7,12 +7,14 @@
 //! | [`buffer`] | buffers of simulated memory that know their bytes |
 //! | [`check`] | what a table says, what a device reaches, what is counted |
 //! | [`effort`] | how much a run tries |
+//! | [`model`] | a domain beside a brute-force map of its pages |
 //! | [`program`] | random programs of maps and unmaps |
 //!
-//! Unsafe code: `buffer.rs` (a buffer type of its own), nowhere else.
+//! Unsafe code: `buffer.rs` (a buffer type of its own) and `model.rs` (mappings by hand), nowhere else.
 
 pub mod bench;
 pub mod buffer;
 pub mod check;
 pub mod effort;
+pub mod model;
 pub mod program;
