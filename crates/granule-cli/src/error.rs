@@ -146,6 +146,14 @@ pub(crate) enum CliError {
     /// Ctrl-C cannot be watched.
     #[error("Ctrl-C can't be watched: {error}")]
     Signals { error: io::Error },
+    /// A device of this machine cannot be opened or used.
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Linux(#[from] granule_linux::Error),
+    /// Something that only Linux offers.
+    #[cfg(not(target_os = "linux"))]
+    #[error("{what} needs Linux")]
+    NotLinux { what: &'static str },
 }
 
 impl From<ReplayError> for CliError {
@@ -213,6 +221,10 @@ impl CliError {
             Self::Interrupted { .. } => "interrupted",
             Self::Record(error) => record_kind(error),
             Self::Signals { .. } => "signals",
+            #[cfg(target_os = "linux")]
+            Self::Linux(error) => error.kind(),
+            #[cfg(not(target_os = "linux"))]
+            Self::NotLinux { .. } => "not_linux",
         }
     }
 

@@ -6,7 +6,8 @@
 //! | `args`, `size` | the command line |
 //! | `error` | why it refuses, with a kind for programs and a message for people |
 //! | `text`, `output` | addresses and sizes as people read them; files that are whole or not there |
-//! | `board`, `walk`, `share`, `replay`, `record`, `man` | the commands |
+//! | `board`, `walk`, `share`, `replay`, `record`, `doctor`, `man` | the commands |
+//! | `live` | `share` on this machine's devices |
 //! | `figures` | what a replay measured, as tables |
 //! | `interrupt` | Ctrl-C |
 //! | [`offline`] | commands on values instead of files, for the fuzzing targets |
@@ -16,9 +17,13 @@
 
 mod args;
 mod board;
+#[cfg(target_os = "linux")]
+mod doctor;
 mod error;
 mod figures;
 mod interrupt;
+#[cfg(target_os = "linux")]
+mod live;
 mod man;
 pub mod offline;
 mod output;
@@ -46,7 +51,9 @@ pub fn main() -> ExitCode {
     };
     let json = cli.command.json();
     let result = match &cli.command {
-        Command::Share(args) => share::run(args),
+        Command::Share(args) if args.live.is_empty() => share::run(args),
+        Command::Share(args) => live_share(args),
+        Command::Doctor(args) => examine(args),
         Command::Board(args) => board::run(args),
         Command::Walk(args) => walk::run(args),
         Command::Replay(args) => replay::run(args),
@@ -58,6 +65,26 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error, json),
     }
+}
+
+#[cfg(target_os = "linux")]
+fn live_share(args: &args::ShareArgs) -> Result<String, CliError> {
+    live::run(args)
+}
+
+#[cfg(target_os = "linux")]
+fn examine(args: &args::DoctorArgs) -> Result<String, CliError> {
+    Ok(doctor::run(args))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn live_share(_: &args::ShareArgs) -> Result<String, CliError> {
+    Err(CliError::NotLinux { what: "sharing between this machine's devices" })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn examine(_: &args::DoctorArgs) -> Result<String, CliError> {
+    Err(CliError::NotLinux { what: "examining this machine" })
 }
 
 fn completions(shell: Shell) -> String {

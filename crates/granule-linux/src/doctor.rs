@@ -6,7 +6,7 @@ use granule::mem::Platform;
 use crate::checks;
 use crate::limits::LockedMemory;
 use crate::sysfs::{ReservedRegion, Sysfs};
-use crate::{Backend, Bdf, Error, UserMemory};
+use crate::{Backend, Bdf, UserMemory};
 
 /// What [`Host::doctor`](crate::Host::doctor) found.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ pub struct DeviceReport {
     pub reserved: Vec<ReservedRegion>,
     /// Through which interfaces it can be opened now.
     pub opens_with: Vec<Backend>,
-    /// What stands in the way, in a word.
+    /// What stands in the way: [`Error::kind`](crate::Error::kind).
     pub obstacle: Option<String>,
     /// The same with what to do about it.
     pub reason: Option<String>,
@@ -192,24 +192,8 @@ fn device_report(sysfs: &Sysfs, device: Bdf) -> DeviceReport {
         iommu,
         reserved: group.map(|group| sysfs.reserved(group)).unwrap_or_default(),
         opens_with,
-        obstacle: obstacle.as_ref().map(|error| word(error).into()),
+        obstacle: obstacle.as_ref().map(|error| error.kind().into()),
         reason: obstacle.map(|error| error.to_string()),
-    }
-}
-
-/// An obstacle in a word or two.
-fn word(error: &Error) -> &'static str {
-    match error {
-        Error::NoIommu { .. } => "no IOMMU",
-        Error::NotTranslated { .. } => "not translated",
-        Error::Driver { driver: Some(_), .. } => "driver",
-        Error::Driver { .. } => "no driver",
-        Error::GroupNotViable { .. } => "group",
-        Error::NoVfio { .. } => "no VFIO",
-        Error::NoIommufd { .. } => "no iommufd",
-        Error::NoCdev { .. } => "no cdev",
-        Error::Permission { .. } => "permission",
-        _ => "other",
     }
 }
 
@@ -248,6 +232,12 @@ fn advice(report: &Report, no_devices: bool) -> Vec<Advice> {
     for interface in report.backends.iter().filter(|interface| !interface.usable) {
         let reason = interface.reason.as_deref().unwrap_or_default();
         add(&format!("{} cannot be used", interface.backend), reason);
+    }
+    for kind in ["other_driver", "group_not_viable", "permission"] {
+        let first = report.devices.iter().find(|device| device.obstacle.as_deref() == Some(kind));
+        if let Some(DeviceReport { address, reason: Some(reason), .. }) = first {
+            add(&format!("{address} is not for user space yet"), reason);
+        }
     }
     if report.locked_memory.left().is_some_and(|left| left < LITTLE_MEMORY) {
         add(

@@ -251,6 +251,41 @@ pub enum Error {
     Attach(#[from] AttachError),
 }
 
+impl Error {
+    /// One word (or a few) that programs can rely on.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::BadAddress { .. } => "bad_address",
+            Self::NoDevice { .. } => "no_device",
+            Self::Bridge { .. } => "bridge",
+            Self::NoIommu { .. } => "no_iommu",
+            Self::NotTranslated { .. } => "not_translated",
+            Self::LargeGranule { .. } => "large_granule",
+            Self::NoVfio { .. } => "no_vfio",
+            Self::NoIommufd { .. } => "no_iommufd",
+            Self::NoCdev { .. } => "no_cdev",
+            Self::Driver { driver: Some(_), .. } => "other_driver",
+            Self::Driver { .. } => "no_driver",
+            Self::GroupNotViable { .. } => "group_not_viable",
+            Self::Group { .. } => "group",
+            Self::Open { .. } => "open",
+            Self::Busy { .. } => "busy",
+            Self::Permission { .. } => "permission",
+            Self::UnsafeInterrupts { .. } => "unsafe_interrupts",
+            Self::NotSnooping { .. } => "not_snooping",
+            Self::Narrower { .. } => "narrower",
+            Self::NoAddresses { .. } => "no_addresses",
+            Self::NoBar { .. } => "no_bar",
+            Self::Register { .. } => "register",
+            Self::Detached { .. } => "detached",
+            Self::CommandRegister { .. } => "command_register",
+            Self::Kernel { .. } => "kernel",
+            Self::Domain(_) => "domain",
+            Self::Attach(_) => "attach",
+        }
+    }
+}
+
 fn driver_words(driver: Option<&str>) -> String {
     match driver {
         Some(driver) => format!("is in the hands of the driver {driver}"),

@@ -5,6 +5,7 @@
 
 mod board;
 mod completions;
+mod doctor;
 mod man;
 mod record;
 mod replay;
@@ -15,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 pub(crate) use board::BoardArgs;
 pub(crate) use completions::CompletionsArgs;
+pub(crate) use doctor::DoctorArgs;
 pub(crate) use man::ManArgs;
 pub(crate) use record::RecordArgs;
 pub(crate) use replay::ReplayArgs;
@@ -28,6 +30,7 @@ Examples:
   granule share --board my.dtb --memory 0x80000000+4G  a board whose tree carries no RAM
   granule board my.dtb                                 who makes DMA through which IOMMU
   granule replay trace.txt --report trace.html         what a recorded workload costs and exposes
+  granule doctor                                       what this machine offers to drivers in user space
 
 Exit status: 0 done, 1 refused or failed, 2 bad usage.";
 
@@ -47,6 +50,7 @@ pub(crate) enum Command {
     Walk(WalkArgs),
     Replay(ReplayArgs),
     Record(RecordArgs),
+    Doctor(DoctorArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -59,6 +63,7 @@ impl Command {
             Self::Board(args) => args.json,
             Self::Walk(args) => args.json,
             Self::Replay(args) => args.json,
+            Self::Doctor(args) => args.json,
             Self::Record(_) | Self::Completions(_) | Self::Man(_) => false,
         }
     }

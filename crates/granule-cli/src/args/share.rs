@@ -12,7 +12,11 @@ Share one buffer between devices of a simulated board, each seeing one contiguou
 
 Boots a machine in memory from the device tree, plans the buffer, allocates and maps it, lets every \
 device fill it by DMA through its own page tables and every other one and the CPU read it back, \
-probes the unmapped granules around it, unmaps it, and shows that late DMA faults.";
+probes the unmapped granules around it, unmaps it, and shows that late DMA faults.
+
+With --live the devices are this machine's own (Linux, VFIO or iommufd): the buffer is allocated and \
+mapped into each device's address space, the same table is printed, and all is held until Enter is \
+pressed, or for --seconds. No DMA is started. `granule doctor` tells which devices can be had.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +25,7 @@ Examples:
   granule share --between dcp,piodma --untrusted dcp --json
   granule share --svg share.svg --report share.html
   granule share --dump ram.raw
+  granule share --live 0000:01:00.0,0000:02:00.0 --size 8M --seconds 0
 
 The dump begins at the board's lowest RAM address; `granule walk` reads it back.";
 
@@ -67,4 +72,20 @@ pub(crate) struct ShareArgs {
     /// Write physical memory, as it is while the buffer is mapped, to a sparse raw file
     #[arg(long, value_name = "FILE")]
     pub(crate) dump: Option<PathBuf>,
+    /// The devices, by PCI address: this machine's own, in place of a simulated board
+    #[arg(long, value_name = "BDF,BDF,...", value_delimiter = ',', conflicts_with_all = SIMULATED)]
+    pub(crate) live: Vec<String>,
+    /// The kernel's interface for --live: vfio or iommufd
+    #[arg(long, value_name = "NAME", default_value = "vfio", value_parser = ["vfio", "iommufd"])]
+    pub(crate) backend: String,
+    /// How long to hold the buffer with --live, 0 for not at all [default: until Enter]
+    #[arg(long, value_name = "N", requires = "live")]
+    pub(crate) seconds: Option<u64>,
+    /// One address space for all devices of --live: needed if they are in one IOMMU group
+    #[arg(long, requires = "live")]
+    pub(crate) one_space: bool,
 }
+
+/// What is said of a simulated board, and means nothing on this machine.
+const SIMULATED: [&str; 8] =
+    ["board", "between", "cpu_page", "memory", "mask", "svg", "report", "dump"];

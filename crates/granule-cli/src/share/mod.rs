@@ -12,7 +12,7 @@ mod attach;
 mod explain;
 mod firmware;
 mod machine;
-mod report;
+pub(crate) mod report;
 mod select;
 mod tables;
 mod verify;

@@ -3,7 +3,7 @@
 mod json;
 mod page;
 mod picture;
-mod text;
+pub(crate) mod text;
 
 use std::fmt::Write as _;
 

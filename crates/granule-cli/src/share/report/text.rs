@@ -7,7 +7,7 @@ use crate::args::ShareArgs;
 use crate::text;
 
 /// The columns of [`Row::cells`].
-pub(super) const HEAD: [&str; 9] = [
+pub(crate) const HEAD: [&str; 9] = [
     "device",
     "way to memory",
     "granule",
@@ -19,7 +19,7 @@ pub(super) const HEAD: [&str; 9] = [
     "late DMA",
 ];
 /// Those that hold numbers.
-pub(super) const RIGHT: [usize; 5] = [2, 3, 4, 6, 7];
+pub(crate) const RIGHT: [usize; 5] = [2, 3, 4, 6, 7];
 /// More blocks of memory than these are counted, not listed.
 const BLOCKS_SHOWN: usize = 4;
 
