@@ -30,7 +30,7 @@ Examples:
   granule share --board my.dtb --memory 0x80000000+4G  a board whose tree carries no RAM
   granule board my.dtb                                 who makes DMA through which IOMMU
   granule replay trace.txt --report trace.html         what a recorded workload costs and exposes
-  granule doctor                                       what this machine offers to drivers in user space
+  granule doctor                                       what this machine offers a user-space driver
 
 Exit status: 0 done, 1 refused or failed, 2 bad usage.";
 
