@@ -53,6 +53,14 @@ impl Apt {
         Ok(packages)
     }
 
+    /// The first package that a package depends on: what a metapackage stands for.
+    pub(crate) fn behind(&self, metapackage: &str) -> Result<String> {
+        let sh = &self.sh;
+        let listing = cmd!(sh, "apt-cache depends --important {metapackage}").quiet().read()?;
+        first_dependency(&listing)
+            .with_context(|| format!("the package sources do not say what {metapackage} is"))
+    }
+
     /// Downloads packages and unpacks them into `root`.
     pub(crate) fn unpack(&self, packages: &[String], root: &Path) -> Result<()> {
         let debs = root.with_extension("debs");
@@ -78,6 +86,11 @@ impl Apt {
 /// virtual packages (`<…>`).
 fn package_names(listing: &str) -> Vec<String> {
     listing.lines().filter(|line| !line.starts_with([' ', '<', '|'])).map(str::to_string).collect()
+}
+
+/// The first line of `apt-cache depends` that is a dependency.
+fn first_dependency(listing: &str) -> Option<String> {
+    listing.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_string)
 }
 
 /// Writes the configuration and returns its path.
@@ -155,5 +168,12 @@ mod tests {
     fn dependencies_are_told_from_packages() {
         let listing = "libstd\n  Depends: libc6\n |Depends: a\n    b\n<virtual>\nlibc6\n";
         assert_eq!(package_names(listing), ["libstd", "libc6"]);
+    }
+
+    #[test]
+    fn a_metapackage_names_what_it_stands_for() {
+        let listing = "linux-image-amd64\n  Depends: linux-image-6.12-a\n  Depends: b\n";
+        assert_eq!(first_dependency(listing).as_deref(), Some("linux-image-6.12-a"));
+        assert_eq!(first_dependency("a\n"), None);
     }
 }

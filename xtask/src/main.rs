@@ -160,7 +160,8 @@ const CHORES: &[Chore] = &[
     Chore {
         name: "lab",
         options: &["ROW…", "--broken", "--may-skip"],
-        about: "boot the bare-metal images under QEMU; --broken: with drivers broken on purpose",
+        about: "boot the bare-metal images under QEMU, or `linux` or `iommufd`: Linux; \
+                --broken: with things broken on purpose",
         run: |chores, options| lab::run(chores, &options.words, options.broken),
     },
     Chore {

@@ -8,9 +8,11 @@
 //! | [`qemu`] | finding QEMU, running it with a time-out |
 //! | [`disk`] | the disk of the rows that have one |
 //! | [`verdict`] | what a guest's output means |
+//! | [`linux`] | the second half: Linux instead of the image |
 
 mod disk;
 mod image;
+mod linux;
 mod machine;
 mod qemu;
 mod rows;
@@ -34,8 +36,11 @@ pub(crate) const MANIFEST: &str = "lab/Cargo.toml";
 pub(crate) use image::clippy;
 
 /// Runs the rows with these names, or all. `broken`: each with a broken driver, which has to be
-/// noticed.
+/// noticed. `linux` or `iommufd` as the first name: the second half.
 pub(crate) fn run(chores: &Chores, names: &[String], broken: bool) -> Result<()> {
+    if let Some((interface, names)) = linux::Interface::chosen(names) {
+        return linux::run(chores, interface, names, broken);
+    }
     let rows = rows::select(names)?;
     let lab = Lab::new(chores, &rows)?;
     if broken { lab.run_broken(&rows) } else { lab.run_rows(&rows) }

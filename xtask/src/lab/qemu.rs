@@ -115,7 +115,7 @@ fn devices(disk: Option<&Path>) -> Vec<String> {
 }
 
 /// What makes a file the content of a device with `drive=disk`.
-fn drive(file: &Path) -> String {
+pub(super) fn drive(file: &Path) -> String {
     // A comma in a path is doubled.
     let file = file.display().to_string().replace(',', ",,");
     format!("if=none,id=disk,format=raw,file={file}")

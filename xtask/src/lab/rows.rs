@@ -152,7 +152,7 @@ pub(super) fn select(names: &[String]) -> Result<Vec<&'static Row>> {
         Some(row) => Ok(row),
         None => {
             let known: Vec<_> = ROWS.iter().map(|row| row.name).collect();
-            bail!("the lab has no row `{name}`; its rows: {}", known.join(", "))
+            bail!("the lab has no row `{name}`; its rows: {}, linux, iommufd", known.join(", "))
         }
     };
     names.iter().map(find).collect()

@@ -51,6 +51,21 @@ impl Verdict {
         Self { sums, failures, wrong }
     }
 
+    /// Demands at least one passed check, `ok      STEP: …`, of each of these steps.
+    pub(super) fn require(&mut self, output: &Output, steps: &[&str]) {
+        let passed = |step: &str| {
+            let of_step = |line: &str| {
+                let (name, _) = line.strip_prefix("ok ")?.split_once(": ")?;
+                Some(name.trim() == step)
+            };
+            output.text.lines().any(|line| of_step(line) == Some(true))
+        };
+        let missing: Vec<_> = steps.iter().copied().filter(|step| !passed(step)).collect();
+        if self.wrong.is_none() && !missing.is_empty() {
+            self.wrong = Some(format!("no check passed of: {}", missing.join(", ")));
+        }
+    }
+
     /// Whether every check passed, and there were some.
     pub(super) fn is_pass(&self) -> bool {
         self.wrong.is_none() && self.failures.is_empty()
@@ -95,6 +110,17 @@ mod tests {
         assert_eq!(failed.failures, ["b: 1, not 2"]);
         let early = judge("ok      a\nFAILED  panicked\n", 35);
         assert!(!early.is_pass() && !early.is_caught());
+    }
+
+    #[test]
+    fn a_step_without_a_check_is_missed() {
+        let text = "ok      a: x\nok      b: y\n2 passed, 0 failed\n".to_string();
+        let output = Output { text, code: Some(0), timed_out: false };
+        let mut verdict = Verdict::of(&output, 0);
+        verdict.require(&output, &["a", "b"]);
+        assert!(verdict.is_pass());
+        verdict.require(&output, &["a", "c", "b"]);
+        assert_eq!(verdict.wrong.as_deref(), Some("no check passed of: c"));
     }
 
     #[test]
