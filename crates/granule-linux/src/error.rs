@@ -8,7 +8,7 @@ use granule::addr::{Granule, IovaRange};
 use granule::dma::AttachError;
 use granule::domain::DomainError;
 
-use crate::{Backend, Bdf};
+use crate::{Backend, Bdf, LockedMemory};
 
 /// Why Linux, or this crate, refused.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +165,14 @@ pub enum Error {
         /// The module's parameter that allows it.
         parameter: &'static str,
     },
+    /// More memory would be pinned than the process may lock.
+    #[error("{reason}", reason = crate::space::no_memory(locked, *len))]
+    LockedMemory {
+        /// The limit, and what is used of it.
+        locked: LockedMemory,
+        /// The bytes that would be pinned, in all address spaces together.
+        len: u64,
+    },
     /// A device that does not snoop the caches.
     #[error(
         "{device} is described as not snooping the CPU's caches: a process cannot maintain them. Only \
@@ -272,6 +280,7 @@ impl Error {
             Self::Busy { .. } => "busy",
             Self::Permission { .. } => "permission",
             Self::UnsafeInterrupts { .. } => "unsafe_interrupts",
+            Self::LockedMemory { .. } => "locked_memory",
             Self::NotSnooping { .. } => "not_snooping",
             Self::Narrower { .. } => "narrower",
             Self::NoAddresses { .. } => "no_addresses",

@@ -5,6 +5,7 @@ use std::fmt;
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::Error;
 use crate::sysfs::Sysfs;
 
 /// The limit of locked memory, and what of it is used.
@@ -43,6 +44,18 @@ impl LockedMemory {
         let caps = field("CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok());
         let exempt = caps.is_some_and(|caps| caps >> CAP_IPC_LOCK & 1 == 1);
         Self { limit: None, locked, exempt }
+    }
+
+    /// Refuses if so many bytes cannot be pinned on top of what is. A container of VFIO counts every
+    /// byte that it maps, though another one has pinned the same page: ask for the sum.
+    ///
+    /// # Errors
+    /// [`Error::LockedMemory`], which says what the limit must be.
+    pub fn check(&self, len: u64) -> Result<(), Error> {
+        match self.left() {
+            Some(left) if left < len => Err(Error::LockedMemory { locked: *self, len }),
+            _ => Ok(()),
+        }
     }
 
     /// How many bytes can still be given to devices; `None` if nothing limits them.
@@ -90,6 +103,13 @@ mod tests {
         );
         let limited = LockedMemory { limit: Some(1 << 20), locked: 1 << 19, exempt: false };
         assert_eq!(limited.left(), Some(1 << 19));
-        assert_eq!(LockedMemory { exempt: true, ..limited }.left(), None);
+        let exempt = LockedMemory { exempt: true, ..limited };
+        assert_eq!(exempt.left(), None);
+        assert!(limited.check(1 << 19).is_ok() && exempt.check(1 << 40).is_ok());
+        let refused = limited.check((1 << 19) + 1).expect_err("too much").to_string();
+        assert!(
+            refused.contains("RLIMIT_MEMLOCK is 1024 KiB") && refused.contains("`ulimit -l 1025`"),
+            "{refused}"
+        );
     }
 }

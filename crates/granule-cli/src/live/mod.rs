@@ -25,6 +25,10 @@ pub(crate) fn run(args: &ShareArgs) -> Result<String, CliError> {
     let host = Host::new();
     let devices = open(&host, args, backend, &addresses)?;
     let solved = plan(args, &devices)?;
+    // Each container counts what it maps; the address spaces of iommufd share the pages.
+    let separate = backend == Backend::Vfio && !args.one_space;
+    let times = if separate { devices.len() as u64 } else { 1 };
+    host.locked_memory().check(solved.size().saturating_mul(times))?;
     let shared = solved.allocate()?;
     let report = Report::new(args, backend, &devices, &solved, &shared)?;
     output::print(&if args.json { report.json() } else { report.text() })?;
