@@ -121,7 +121,7 @@ pub enum Error {
     /// Devices of one group cannot be in two address spaces.
     #[error(
         "{device} is in IOMMU group {group} together with {other}, which is open in another address space: \
-         the IOMMU cannot tell them apart. Open both in one space, or put one of them into another slot",
+         the IOMMU cannot tell them apart. Open both in one space (`granule share --live … --one-space`), or put one of them into another slot",
         other = names(others)
     )]
     Group {
