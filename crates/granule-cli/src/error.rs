@@ -309,6 +309,7 @@ fn record_kind(error: &RecordError) -> &'static str {
     match error {
         RecordError::NoTracefs => "no_tracefs",
         RecordError::NoEvents => "no_dma_events",
+        RecordError::Instance { .. } => "no_tracing_instance",
         _ => "record",
     }
 }

@@ -5,7 +5,7 @@ use std::path::{self, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use granule_replay::record::{self, RecordError};
+use granule_replay::record::{self, RecordError, Recorded};
 
 use crate::args::RecordArgs;
 use crate::error::CliError;
@@ -47,22 +47,42 @@ fn perform(args: &RecordArgs, output: &Path) -> Result<String, CliError> {
             thread::sleep(BLINK);
         }
     };
-    let bytes = record::run(file.path(), workload).map_err(|error| match error {
+    let recorded = record::run(file.path(), workload).map_err(|error| match error {
         RecordError::Copy { cause, .. } => CliError::Write { path: output.into(), error: cause },
         error => error.into(),
     })?;
     file.commit()?;
     let early = if interrupt::happened(&stop) { " until interrupted" } else { "" };
-    let (size, name) = (text::size(bytes), output.display());
-    Ok(format!(
-        "recorded {size}{early} to {name}\nnext: granule replay '{}'\n",
-        quoted(output).display()
-    ))
+    Ok(said(recorded, early, output))
+}
+
+fn said(recorded: Recorded, early: &str, output: &Path) -> String {
+    let Recorded { bytes, dma_events, lost, .. } = recorded;
+    let events = text::count(usize::try_from(dma_events).unwrap_or(usize::MAX), "DMA event");
+    let mut said =
+        format!("recorded {events} ({}){early} to {}\n", text::size(bytes), output.display());
+    if lost > 0 {
+        said.push_str(&format!("{lost} more did not fit the buffer: record for a shorter time\n"));
+    }
+    said.push_str(&match dma_events {
+        0 => "no device used the DMA API: was there work for one? Devices of a virtual machine \
+              often bypass it\n"
+            .into(),
+        _ => format!("next: granule replay '{}'\n", quoted(output).display()),
+    });
+    said
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_recording_is_said_to_be_one() {
+        let text = said(Recorded::default(), "", Path::new("a"));
+        assert!(text.starts_with("recorded 0 DMA events") && text.contains("no device"), "{text}");
+        assert!(!text.contains("next:") && !text.contains("did not fit"), "{text}");
+    }
 
     #[test]
     fn a_quote_does_not_end_the_name() {

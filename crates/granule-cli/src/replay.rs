@@ -135,11 +135,9 @@ fn bar(input: &Input) -> ProgressBar {
         ProgressDrawTarget::hidden()
     };
     let template = if input.total().is_some() { BAR } else { COUNTER };
-    ProgressBar::with_draw_target(input.total(), target).with_style(style(template))
-}
-
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(input.total(), target).with_style(style)
 }
 
 fn progress(bar: &ProgressBar) -> Option<OnProgress> {
@@ -147,14 +145,7 @@ fn progress(bar: &ProgressBar) -> Option<OnProgress> {
         return None;
     }
     let bar = bar.clone();
-    let mut measured = bar.length().is_some();
     Some(Box::new(move |progress| {
-        // A packed file may be read whole long before its events are replayed: a bar that stands
-        // at its end would say nothing.
-        if measured && progress.total.is_some_and(|total| progress.read >= total) {
-            measured = false;
-            bar.set_style(style(COUNTER));
-        }
         bar.set_message(format!("{} DMA events", progress.dma_events));
         bar.set_position(progress.read);
         bar.tick();

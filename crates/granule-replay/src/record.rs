@@ -1,9 +1,11 @@
 //! The steps that record a trace which can be replayed, as data, and a function that performs them.
+//!
+//! The recording has a tracing instance of its own (a folder below `instances`, with a buffer and
+//! switches of its own): whatever else is being traced goes on, and nothing is left when it is removed.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The same recording with perf, in one line.
 pub const PERF_COMMAND: &str =
@@ -15,10 +17,10 @@ pub const TRACEFS: &str = "/sys/kernel/tracing";
 /// Where it was mounted before Linux 4.1.
 const OLD_TRACEFS: &str = "/sys/kernel/debug/tracing";
 
-/// One write to a file of tracefs.
+/// One write to a file of a tracing instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The file, below tracefs.
+    /// The file, below the instance.
     pub path: &'static str,
     /// What is written to it.
     pub value: &'static str,
@@ -32,12 +34,9 @@ const fn step(path: &'static str, value: &'static str, required: bool, why: &'st
     Step { path, value, required, why }
 }
 
-/// What is done before the workload runs.
+/// What is done in a new instance before the workload runs.
 pub const BEGIN: &[Step] = &[
-    step("tracing_on", "0", true, "stop whatever is being traced"),
-    step("current_tracer", "nop", true, "events only, no function tracer"),
-    step("events/enable", "0", true, "no other events"),
-    step("trace", "", true, "empty the buffer"),
+    step("tracing_on", "0", true, "not yet"),
     step("trace_clock", "mono", false, "one clock for all CPUs"),
     step("buffer_size_kb", "65536", false, "64 MiB a CPU, so that nothing is lost"),
     step("events/dma/enable", "1", true, "the DMA API's events (Linux 6.12 and later)"),
@@ -45,12 +44,20 @@ pub const BEGIN: &[Step] = &[
     step("tracing_on", "1", true, "begin"),
 ];
 
-/// What is done after it.
-pub const END: &[Step] = &[
-    step("tracing_on", "0", true, "stop"),
-    step("events/dma/enable", "0", true, "leave the events as they usually are"),
-    step("events/iommu/map/enable", "0", false, "the same"),
-];
+/// What is done after it, before the trace is copied.
+pub const END: &[Step] = &[step("tracing_on", "0", true, "stop")];
+
+/// What was recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recorded {
+    /// The size of the trace in bytes.
+    pub bytes: u64,
+    /// How many events of the DMA API are in it.
+    pub dma_events: u64,
+    /// How many events did not fit the buffer.
+    pub lost: u64,
+}
 
 /// Why nothing was recorded.
 #[derive(Debug, thiserror::Error)]
@@ -64,8 +71,24 @@ pub enum RecordError {
         "this kernel has no events/dma: it is older than Linux 6.12, or was built without CONFIG_TRACING"
     )]
     NoEvents,
+    /// There can be no instance for the recording.
+    #[error("{}: no tracing instance can be made: {cause}; recording needs root", path.display())]
+    Instance {
+        /// Its folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The instance of the recording is still there.
+    #[error("{}: the tracing instance is still there: {cause}; remove it with rmdir", path.display())]
+    Left {
+        /// Its folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// A step failed.
-    #[error("{}: {cause} ({why}); recording needs root", path.display())]
+    #[error("{}: {cause} ({why})", path.display())]
     Step {
         /// The file.
         path: PathBuf,
@@ -87,42 +110,38 @@ pub enum RecordError {
 /// The steps as a shell script that a person can read and run.
 pub fn script(output: &Path, seconds: u64) -> String {
     let note = |command: String, why: &str| format!("{command:<44} # {why}\n");
+    let instance = note(
+        "mkdir instances/granule && cd instances/granule || exit 1".into(),
+        "a buffer of its own: other tracing goes on",
+    );
     let wait = note(
         format!("sleep {seconds}"),
         "the workload; echo '== NAME' > trace_marker begins a phase of it",
     );
     let copy = note(format!("cat trace > '{}'", output.display()), "the recording");
-    let [stop, rest @ ..] = END else { return String::new() };
-    let lines = BEGIN.iter().map(Step::line).chain([wait, stop.line(), copy]);
-    let lines = lines.chain(rest.iter().map(Step::line));
-    format!("cd {TRACEFS} || exit 1\n{}", lines.collect::<String>())
+    let remove = note("cd ../.. && rmdir instances/granule".into(), "nothing is left");
+    let begin: String = BEGIN.iter().map(Step::line).collect();
+    let end: String = END.iter().map(Step::line).collect();
+    format!("cd {TRACEFS} || exit 1\n{instance}{begin}{wait}{end}{copy}{remove}")
 }
 
 impl Step {
     /// The step in a shell, with its reason.
     fn line(&self) -> String {
         let or = if self.required { "" } else { " || true" };
-        let command = match self.value {
-            "" => format!("> {}{or}", self.path),
-            value => format!("echo {value} > {}{or}", self.path),
-        };
+        let command = format!("echo {} > {}{or}", self.value, self.path);
         format!("{command:<44} # {}\n", self.why)
     }
 }
 
 /// Performs the steps: begins, lets `workload` run, stops, and copies the trace to `output`.
 ///
-/// Recording is stopped whatever happens after it began.
+/// Recording is stopped and its instance removed whatever happens after it began.
 ///
 /// # Errors
 /// [`RecordError`].
-pub fn run(output: &Path, workload: impl FnOnce()) -> Result<u64, RecordError> {
+pub fn run(output: &Path, workload: impl FnOnce()) -> Result<Recorded, RecordError> {
     run_in(&find_tracefs()?, output, workload)
-}
-
-/// The usual workload of [`run`]: whatever the machine does in this time.
-pub fn wait(time: Duration) {
-    std::thread::sleep(time);
 }
 
 fn find_tracefs() -> Result<PathBuf, RecordError> {
@@ -135,31 +154,80 @@ fn find_tracefs() -> Result<PathBuf, RecordError> {
 ///
 /// # Errors
 /// [`RecordError`].
-pub fn run_in(tracefs: &Path, output: &Path, workload: impl FnOnce()) -> Result<u64, RecordError> {
+pub fn run_in(
+    tracefs: &Path,
+    output: &Path,
+    workload: impl FnOnce(),
+) -> Result<Recorded, RecordError> {
+    record(tracefs, output, workload, &KERNEL)
+}
+
+/// How an instance comes and goes. The kernel fills the folder, and empties it.
+struct Instances {
+    make: fn(&Path) -> io::Result<()>,
+    remove: fn(&Path) -> io::Result<()>,
+}
+
+const KERNEL: Instances =
+    Instances { make: |path| fs::create_dir(path), remove: |path| fs::remove_dir(path) };
+
+fn record(
+    tracefs: &Path,
+    output: &Path,
+    workload: impl FnOnce(),
+    instances: &Instances,
+) -> Result<Recorded, RecordError> {
     if !tracefs.join("events/dma").exists() {
         return Err(RecordError::NoEvents);
     }
     // The file first: an unwritable one is found before anything is changed.
     let failed = |cause| RecordError::Copy { path: output.to_owned(), cause };
     let mut copy = File::create(output).map_err(failed)?;
-    if let Err(error) = perform(tracefs, BEGIN) {
-        let _ = perform(tracefs, END);
-        return Err(error);
-    }
-    workload();
-    let stopped = perform(tracefs, &END[..1]);
-    let copied =
-        File::open(tracefs.join("trace")).and_then(|mut trace| io::copy(&mut trace, &mut copy));
-    let restored = perform(tracefs, &END[1..]);
-    stopped.and(restored)?;
-    let bytes = copied.map_err(failed)?;
-    copy.flush().map_err(failed)?;
-    Ok(bytes)
+    let instance = tracefs.join(format!("instances/granule-{}", std::process::id()));
+    (instances.make)(&instance)
+        .map_err(|cause| RecordError::Instance { path: instance.clone(), cause })?;
+    let recorded = perform(&instance, BEGIN).and_then(|()| {
+        workload();
+        perform(&instance, END)?;
+        take(&instance.join("trace"), &mut copy).map_err(failed)
+    });
+    let removed = (instances.remove)(&instance);
+    let recorded = recorded?;
+    removed.map_err(|cause| RecordError::Left { path: instance, cause })?;
+    Ok(recorded)
 }
 
-fn perform(tracefs: &Path, steps: &[Step]) -> Result<(), RecordError> {
+/// Copies the trace, and counts what is in it.
+fn take(trace: &Path, copy: &mut File) -> io::Result<Recorded> {
+    let mut lines = BufReader::with_capacity(1 << 20, File::open(trace)?);
+    let (mut recorded, mut line) = (Recorded::default(), Vec::new());
+    let mut copy = io::BufWriter::with_capacity(1 << 20, copy);
+    while lines.read_until(b'\n', &mut line)? != 0 {
+        recorded.bytes += line.len() as u64;
+        recorded.dma_events += u64::from(line.windows(6).any(|part| part == b": dma_"));
+        recorded.lost += lost(&line);
+        copy.write_all(&line)?;
+        line.clear();
+    }
+    copy.flush()?;
+    Ok(recorded)
+}
+
+/// What the trace's head says: `# entries-in-buffer/entries-written: 12/15   #P:2`.
+fn lost(line: &[u8]) -> u64 {
+    let text = core::str::from_utf8(line).ok();
+    let rest = text.and_then(|text| text.strip_prefix("# entries-in-buffer/entries-written: "));
+    let numbers = rest.and_then(|rest| rest.split_whitespace().next()?.split_once('/'));
+    let Some((kept, written)) = numbers else { return 0 };
+    match (kept.parse::<u64>(), written.parse::<u64>()) {
+        (Ok(kept), Ok(written)) => written.saturating_sub(kept),
+        _ => 0,
+    }
+}
+
+fn perform(instance: &Path, steps: &[Step]) -> Result<(), RecordError> {
     for step in steps {
-        let path = tracefs.join(step.path);
+        let path = instance.join(step.path);
         match fs::write(&path, step.value) {
             Err(cause) if step.required => {
                 return Err(RecordError::Step { path, why: step.why, cause });
@@ -179,25 +247,63 @@ mod tests {
         let root =
             std::env::temp_dir().join(format!("granule-record-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
-        fs::create_dir_all(root.join("events/iommu/map")).expect("a folder");
+        fs::create_dir_all(root.join("instances")).expect("a folder");
         if with_dma {
             fs::create_dir_all(root.join("events/dma")).expect("a folder");
         }
         root
     }
 
+    /// What the kernel does, as far as a recording sees it.
+    const FAKE: Instances = Instances {
+        make: |path| {
+            fs::create_dir_all(path.join("events/dma"))?;
+            fs::create_dir_all(path.join("events/iommu/map"))
+        },
+        remove: |path| fs::remove_dir_all(path),
+    };
+
+    fn instance(root: &Path) -> PathBuf {
+        root.join(format!("instances/granule-{}", std::process::id()))
+    }
+
     #[test]
-    fn the_steps_are_performed_in_order() {
+    fn the_steps_are_performed_in_order_and_nothing_is_left() {
         let root = tracefs("order", true);
-        let output = root.join("copy");
-        let read = |path: &str| fs::read_to_string(root.join(path)).expect("written");
+        let (output, instance) = (root.join("copy"), instance(&root));
+        let text = "# entries-in-buffer/entries-written: 2/7   #P:2\n\
+                    \x20t-1 [000] ..... 1.0: dma_alloc: d\n t-1 [000] ..... 1.1: map: x\n";
         let workload = || {
+            let read = |path: &str| fs::read_to_string(instance.join(path)).expect("written");
             assert_eq!((&*read("tracing_on"), &*read("events/dma/enable")), ("1", "1"));
-            fs::write(root.join("trace"), "an event").expect("writable");
+            assert_eq!((&*read("events/iommu/map/enable"), &*read("trace_clock")), ("1", "mono"));
+            fs::write(instance.join("trace"), text).expect("writable");
         };
-        assert_eq!(run_in(&root, &output, workload).expect("recorded"), 8);
-        assert_eq!((&*read("copy"), &*read("tracing_on")), ("an event", "0"));
-        assert_eq!((&*read("events/dma/enable"), &*read("trace_clock")), ("0", "mono"));
+        let recorded = record(&root, &output, workload, &FAKE).expect("recorded");
+        let expected = Recorded { bytes: text.len() as u64, dma_events: 1, lost: 5 };
+        assert_eq!(recorded, expected);
+        assert_eq!(fs::read_to_string(&output).expect("written"), text);
+        assert!(!instance.exists());
+        fs::remove_dir_all(root).expect("removable");
+    }
+
+    #[test]
+    fn an_error_is_in_words_and_leaves_nothing() {
+        let root = tracefs("errors", true);
+        let output = root.join("copy");
+        let never = || panic!("nothing to record");
+        let bare = Instances { make: |path| fs::create_dir(path), ..FAKE };
+        let error = record(&root, &output, never, &bare).expect_err("no events");
+        assert!(matches!(error, RecordError::Step { .. }) && error.to_string().contains("events"));
+        assert!(!instance(&root).exists());
+        let denied = Instances { make: |_| Err(io::ErrorKind::PermissionDenied.into()), ..FAKE };
+        let error = record(&root, &output, never, &denied).expect_err("denied").to_string();
+        assert!(error.contains("permission denied; recording needs root"), "{error}");
+        let stuck = Instances { remove: |_| Err(io::ErrorKind::ResourceBusy.into()), ..FAKE };
+        let trace = instance(&root).join("trace");
+        let workload = || fs::write(&trace, "").expect("writable");
+        let error = record(&root, &output, workload, &stuck).expect_err("stuck").to_string();
+        assert!(error.contains("is still there") && error.contains("rmdir"), "{error}");
         fs::remove_dir_all(root).expect("removable");
     }
 
@@ -206,7 +312,7 @@ mod tests {
         let root = tracefs("old", false);
         let result = run_in(&root, &root.join("copy"), || panic!("nothing to record"));
         assert!(matches!(result, Err(RecordError::NoEvents)));
-        assert!(!root.join("tracing_on").exists() && !root.join("copy").exists());
+        assert!(!instance(&root).exists() && !root.join("copy").exists());
         fs::remove_dir_all(root).expect("removable");
     }
 
@@ -214,9 +320,13 @@ mod tests {
     fn the_script_says_every_step() {
         let text = script(Path::new("/tmp/trace.txt"), 10);
         for step in BEGIN.iter().chain(END) {
-            assert!(text.contains(&format!("> {}", step.path)), "{}", step.path);
+            assert!(text.contains(&format!("echo {} > {}", step.value, step.path)), "{text}");
         }
         let place = |part: &str| text.find(part).expect("in the script");
-        assert!(place("sleep 10") < place("cat trace") && place("> trace ") < place("sleep 10"));
+        assert!(
+            place("mkdir ") < place("echo 1 > tracing_on")
+                && place("sleep 10") < place("cat trace")
+        );
+        assert!(place("cat trace") < place("rmdir "));
     }
 }

@@ -232,7 +232,7 @@ fn beginning() -> &'static str {
     TEXT.get_or_init(|| {
         use std::io::Read as _;
         let packed = &include_bytes!("../samples/nvme-e1000e.txt.zst")[..];
-        let mut decoder = ruzstd::decoding::StreamingDecoder::new(packed).expect("zstd");
+        let mut decoder = zstd::Decoder::new(packed).expect("zstd");
         let mut bytes = vec![0; 1 << 18];
         decoder.read_exact(&mut bytes).expect("long enough");
         String::from_utf8(bytes).expect("text")

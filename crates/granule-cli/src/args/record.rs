@@ -8,7 +8,8 @@ const LONG: &str = "\
 Show the steps that record such a trace, or perform them.
 
 The steps are a shell script for root on Linux 6.12 or later. With --run they are performed: the \
-machine's own work is recorded, and recording is stopped again whatever happens.";
+machine's own work is recorded, in a tracing instance that is removed again whatever happens: other \
+tracing goes on.";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -32,7 +32,10 @@ pub(super) struct Settings {
     pub(super) cpu_page: Granule,
     pub(super) invalidate: Invalidate,
     pub(super) iova_bits: u32,
-    pub(super) bounce_pool: u64,
+    /// The size of the bounce pool, if some device may need one.
+    pub(super) bounce_pool: Option<u64>,
+    /// How much memory may be resident before what is in it is forgotten.
+    pub(super) resident: u64,
 }
 
 /// A machine with an IOMMU of one format.
@@ -44,6 +47,8 @@ pub(super) struct Board {
     granule: Granule,
     pool: Option<Arc<BouncePool<SimPlatform>>>,
     devices: u32,
+    /// How much of the machine's memory was resident when it was last forgotten.
+    kept: u64,
 }
 
 /// A device, and the timer of its domain.
@@ -53,7 +58,7 @@ pub(super) struct Attached {
 }
 
 /// What the platform's timer calls.
-pub(super) type Poll = Box<dyn Fn() -> Result<(), UnitError>>;
+pub(super) type Poll = Box<dyn Fn() -> Result<(), UnitError> + Send>;
 
 fn failed(cause: impl ToString) -> ReplayError {
     ReplayError::Machine { cause: cause.to_string() }
@@ -82,7 +87,11 @@ impl Board {
         let model = machine.iommu("iommu").ok_or_else(|| failed("the IOMMU is missing"))?;
         let unit = SimUnit::new(model).ok_or_else(|| failed("the format is not granule's"))?;
         let iommu = Iommu::new(unit);
-        Ok(Self { machine, iommu, recorded, settings, granule, pool: None, devices: 0 })
+        let mut board =
+            Self { machine, iommu, recorded, settings, granule, pool: None, devices: 0, kept: 0 };
+        // Now, while the machines are made one by one: a new pool is zeroed, and resident for as long.
+        board.pool = settings.bounce_pool.map(|size| board.pool(size)).transpose()?;
+        Ok(board)
     }
 
     /// The smallest page.
@@ -104,28 +113,40 @@ impl Board {
     pub(super) fn attach(&mut self, name: &str, trusted: bool) -> Result<Attached, ReplayError> {
         let stream = Stream::new(self.devices);
         let spec = DeviceSpec { trusted, ..DeviceSpec::new(name) };
-        let pool = if trusted { None } else { Some(self.pool()?) };
+        let pool = self.pool.clone().filter(|_| !trusted);
         let attach = Attach { board: self, spec, stream, pool };
         let attached = self.settings.format.visit(attach)?;
         self.devices += 1;
         Ok(attached)
     }
 
-    /// The bounce pool of all untrusted devices, made when the first of them appears.
-    fn pool(&mut self) -> Result<Arc<BouncePool<SimPlatform>>, ReplayError> {
-        if let Some(pool) = &self.pool {
-            return Ok(pool.clone());
-        }
-        let mut config = BounceConfig::new(self.settings.bounce_pool);
+    /// The bounce pool of all untrusted devices.
+    fn pool(&self, size: u64) -> Result<Arc<BouncePool<SimPlatform>>, ReplayError> {
+        let mut config = BounceConfig::new(size);
         config.align = self.granule;
         let pool = BouncePool::new(self.machine.platform(), config).map_err(failed)?;
-        // The pool zeroed its memory. It stays zeroed, but costs the host nothing until it is used.
-        for range in pool.ranges() {
-            self.machine.ram().discard(range).map_err(failed)?;
+        self.discard(pool.ranges())?;
+        Ok(Arc::new(pool))
+    }
+
+    /// Gives memory back to the host, if copies have made much of it resident: recorded memory and
+    /// bounce buffers. They read as zero afterwards. A trace holds no data, so what was copied had no
+    /// meaning; that it was copied is what costs, and stays done.
+    pub(super) fn forget(&mut self) -> Result<(), ReplayError> {
+        let resident = || self.machine.ram().resident().map_err(failed);
+        if resident()?.saturating_sub(self.kept) <= self.settings.resident {
+            return Ok(());
         }
-        let pool = Arc::new(pool);
-        self.pool = Some(pool.clone());
-        Ok(pool)
+        self.discard([self.recorded])?;
+        self.pool.iter().try_for_each(|pool| self.discard(pool.ranges()))?;
+        // Page tables and coherent buffers stay.
+        self.kept = resident()?;
+        Ok(())
+    }
+
+    fn discard(&self, ranges: impl IntoIterator<Item = PhysRange>) -> Result<(), ReplayError> {
+        let ram = self.machine.ram();
+        ranges.into_iter().try_for_each(|range| ram.discard(range).map_err(failed))
     }
 }
 

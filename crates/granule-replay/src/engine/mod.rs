@@ -1,18 +1,19 @@
 //! Performs a trace on the simulator, through the real layers.
 //!
 //! ```text
-//!   Reader ─ events ─ Joiner ─ operations ─┬─ Runner 4K ──┬─ device ─ Domain ─ Paged<Lpae4k>
-//!                                          ├─ Runner 16K  └─ device ─ ...
-//!                                          └─ Runner 64K
+//!   Reader ─ events ─ Joiner ─ operations ─ Crew ─┬─ Runner 4K ──┬─ device ─ Domain ─ Paged<Lpae4k>
+//!                                                 ├─ Runner 16K  └─ device ─ ...
+//!                                                 └─ Runner 64K
 //! ```
 //!
-//! The trace is read once, whatever is compared. Streaming mappings are made at the recorded
+//! The trace is read once, whatever is compared; the runs have threads of their own. Streaming mappings are made at the recorded
 //! physical addresses: the simulated machine has memory from 0 to far above any of them, sparse, so
 //! it costs nothing, and its page tables, coherent buffers and bounce buffers lie above that. The
 //! IOMMU is the simulator's model; since a trace holds no data, no device accesses anything, so its
 //! IOTLB stays empty and an invalidation costs next to nothing. What it would cost on hardware is
 //! not measured: invalidations are counted instead.
 
+mod crew;
 mod device;
 mod machine;
 mod memory;
@@ -33,11 +34,15 @@ use crate::join::Joiner;
 use crate::options::{Options, Progress, Untrusted};
 use crate::reader::{Event, EventKind, Input, Reader};
 use crate::results::{Counts, DeviceCounts, Phase, Results, Stopped, Trace};
+use crew::{Crew, Step};
 use machine::Settings;
 use run::Runner;
 
 /// How often progress is told, in events.
 const TOLD: u64 = 1024;
+/// How much of the simulated machines' memory may be the host's at once, in bytes, beside what lives
+/// in it: page tables, coherent buffers.
+const RESIDENT: u64 = 48 << 20;
 
 /// Replays a trace.
 ///
@@ -46,17 +51,22 @@ const TOLD: u64 = 1024;
 /// Oddities inside the trace are [findings](crate::Findings).
 pub fn replay(input: Input, mut options: Options) -> Result<Results, ReplayError> {
     let begun = Instant::now();
-    let runners = options.formats()?.into_iter().map(|format| {
+    let formats = options.formats()?;
+    let resident = RESIDENT / formats.len().max(1) as u64;
+    let bounces = !matches!(options.untrusted, Untrusted::None);
+    let runners = formats.into_iter().map(|format| {
         Runner::new(Settings {
             format,
             cpu_page: options.cpu_page.unwrap_or(Granule::K4),
             invalidate: options.invalidate,
             iova_bits: options.iova_bits.unwrap_or(32),
-            bounce_pool: options.bounce_pool.unwrap_or(64 << 20),
+            bounce_pool: bounces.then(|| options.bounce_pool.unwrap_or(64 << 20)),
+            resident,
         })
     });
+    let runners = runners.collect::<Result<_, _>>()?;
     let mut replay = Replay {
-        runners: runners.collect::<Result<_, _>>()?,
+        crew: Crew::new(runners, &options.untrusted)?,
         read: input.read_so_far(),
         total: input.total(),
         reader: Reader::new(input),
@@ -66,6 +76,7 @@ pub fn replay(input: Input, mut options: Options) -> Result<Results, ReplayError
         names: Vec::new(),
         numbers: Vec::new(),
         events: 0,
+        told: 0,
         times: None,
     };
     let stopped = replay.all(&mut options)?;
@@ -76,7 +87,7 @@ pub fn replay(input: Input, mut options: Options) -> Result<Results, ReplayError
 
 /// A replay in the making.
 struct Replay {
-    runners: Vec<Runner>,
+    crew: Crew,
     reader: Reader,
     read: std::sync::Arc<std::sync::atomic::AtomicU64>,
     total: Option<u64>,
@@ -87,6 +98,8 @@ struct Replay {
     names: Vec<String>,
     numbers: Vec<Option<u32>>,
     events: u64,
+    /// How many there were when progress was last told.
+    told: u64,
     times: Option<(u64, u64)>,
 }
 
@@ -105,8 +118,9 @@ impl Replay {
                 return Ok(Stopped::Complete);
             };
             self.know(options)?;
-            self.one(event);
-            if self.events % TOLD == 0 {
+            self.one(event)?;
+            if self.events >= self.told + TOLD {
+                self.told = self.events;
                 if let Some(tell) = &mut options.progress {
                     tell(self.progress());
                 }
@@ -138,35 +152,32 @@ impl Replay {
             self.names.push(name.clone());
         }
         self.joiner.know(&self.names);
-        let untrusted: &Untrusted = &options.untrusted;
-        self.runners.iter_mut().try_for_each(|runner| runner.know(&self.names, untrusted))
+        self.crew.send(Step::Devices(self.names.clone()))
     }
 
-    fn one(&mut self, mut event: Event) {
+    fn one(&mut self, mut event: Event) -> Result<(), ReplayError> {
         if let EventKind::Lost(count) = event.kind {
             let detail = format!("the tracer lost {count} events here");
             self.findings.note(FindingKind::Lost, event.line, detail);
-            return;
+            return Ok(());
         }
         let time = event.time;
         let (begins, ends) = self.times.unwrap_or((time, time));
         self.times = Some((begins.min(time), ends.max(time)));
         if let EventKind::Phase(name) = event.kind {
-            self.begin_phase(name, event.line, time);
-            return;
+            return self.begin_phase(name, event.line, time);
         }
         if !self.renumber(&mut event.kind) {
-            return;
+            return Ok(());
         }
         if let Some(op) = self.joiner.join(event, &mut self.findings) {
-            for runner in &mut self.runners {
-                runner.perform(&op, self.events);
-            }
+            self.crew.send(Step::Perform(op, self.events))?;
             self.events += 1;
         }
+        Ok(())
     }
 
-    fn begin_phase(&mut self, name: String, line: u64, time: u64) {
+    fn begin_phase(&mut self, name: String, line: u64, time: u64) -> Result<(), ReplayError> {
         let phase = Phase { name, line, begins: time, ends: time, first_event: self.events };
         // The first mark names what was before it, if that was nothing.
         let replaces = self.phases.len() == 1 && self.events == 0 && self.phases[0].line == 0;
@@ -178,7 +189,7 @@ impl Replay {
         self.phases.push(phase);
         let index = self.phases.len() - 1;
         self.joiner.set_phase(index);
-        self.runners.iter_mut().for_each(|runner| runner.set_phase(index, time));
+        self.crew.send(Step::Phase(index, time))
     }
 
     /// Puts the replay's number of a device in place of the reader's; whether it takes part.
@@ -222,11 +233,7 @@ impl Replay {
             first.begins = begins;
         }
         let (events, phases) = (self.events, self.phases.len());
-        let runs = self.runners.into_iter().map(|mut runner| {
-            runner.set_end(ends);
-            runner.finish(phases, events)
-        });
-        let runs = runs.collect();
+        let runs = self.crew.finish(ends, phases, events)?;
         let counts = self.joiner.into_counts().into_iter().zip(self.names);
         let devices = counts.map(|(counts, name)| device_counts(name, counts, phases)).collect();
         Ok(Results {

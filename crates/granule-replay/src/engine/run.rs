@@ -6,7 +6,7 @@ use super::series::IovaMap;
 use super::tracker::Tracker;
 use crate::ReplayError;
 use crate::findings::{Finding, FindingKind, Findings};
-use crate::join::Op;
+use crate::join::{Op, OpKind};
 use crate::options::{Invalidate, Untrusted};
 use crate::results::{Live, Measures, Run};
 
@@ -67,10 +67,13 @@ impl Runner {
     }
 
     /// Performs one operation.
-    pub(super) fn perform(&mut self, op: &Op, event: u64) {
+    ///
+    /// # Errors
+    /// [`ReplayError::Machine`] if the simulated machine fails. What the layer refuses is a finding.
+    pub(super) fn perform(&mut self, op: &Op, event: u64) -> Result<(), ReplayError> {
         self.advance(op.time);
         let index = op.device as usize;
-        let Some(device) = self.devices.get_mut(index) else { return };
+        let Some(device) = self.devices.get_mut(index) else { return Ok(()) };
         let mut measures = Measures::default();
         let before = device.tracker.live();
         let result = device.perform(&op.kind, event, &mut measures);
@@ -82,12 +85,15 @@ impl Runner {
             self.not_done(op, why, &mut measures);
         }
         self.note(index, live, invalidations);
-        if let Some(device) = self.devices.get_mut(index) {
-            device.tracker.measures(self.phase).add(&measures);
-            device.tracker.draw(event, self.now);
-        }
+        let Some(device) = self.devices.get_mut(index) else { return Ok(()) };
+        device.tracker.measures(self.phase).add(&measures);
+        device.tracker.draw(event, self.now);
+        let device_is_trusted = device.is_trusted();
         self.all.measures(self.phase).add(&measures);
         self.all.draw(event, self.now);
+        // Copies make memory resident; the end of a mapping may copy too.
+        let copied = !device_is_trusted && !matches!(op.kind, OpKind::Nothing);
+        if copied { self.board.forget() } else { Ok(()) }
     }
 
     /// A device has this live now; so has the sum of all.

@@ -7,12 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
-use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
+
+use zstd::stream::read::Decoder;
 
 use crate::ReplayError;
 
 static SAMPLE: &[u8] = include_bytes!("../../samples/nvme-e1000e.txt.zst");
+/// Text is taken in pieces of this size.
 const BUFFER: usize = 1 << 16;
+/// Packed bytes are: few, so that what was read says how far the replay is.
+const PACKED: usize = 1 << 12;
+/// The largest window of a zstd frame, as a logarithm: so much memory a trace may ask for. `zstd
+/// --long` makes such frames.
+const WINDOW: u32 = 27;
 
 /// A trace as plain text, whatever it was packed with.
 pub struct Input {
@@ -51,9 +58,8 @@ impl Input {
     /// [`ReplayError::Binary`] for files of the recorders' own, [`ReplayError::Read`].
     pub fn new(reader: impl Read + Send + 'static) -> Result<Self, ReplayError> {
         let failed = |cause| ReplayError::Read { line: 0, cause };
-        let mut reader = BufReader::with_capacity(BUFFER, Headed::new(reader).map_err(failed)?);
-        let read = reader.get_ref().read.clone();
-        let head = reader.get_ref().head.clone();
+        let reader = Headed::new(reader).map_err(failed)?;
+        let (read, head) = (reader.read.clone(), reader.head.clone());
         if head.starts_with(b"\x17\x08Dtracing") {
             let command = "trace-cmd report trace.dat";
             return Err(ReplayError::Binary { tool: "trace-cmd", command });
@@ -61,13 +67,15 @@ impl Input {
         if head.starts_with(b"PERFILE2") {
             return Err(ReplayError::Binary { tool: "perf", command: "perf script -i perf.data" });
         }
-        reader.fill_buf().map_err(failed)?;
+        let packed = |reader| BufReader::with_capacity(PACKED, reader);
         let text: Box<dyn BufRead + Send> = if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            Box::new(BufReader::with_capacity(BUFFER, Zstd::new(reader)))
+            let mut plain = Decoder::with_buffer(packed(reader)).map_err(failed)?;
+            plain.window_log_max(WINDOW).map_err(failed)?;
+            Box::new(BufReader::with_capacity(BUFFER, plain))
         } else if head.starts_with(&[0x1f, 0x8b]) {
-            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(reader)))
+            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(packed(reader))))
         } else {
-            Box::new(reader)
+            Box::new(BufReader::with_capacity(BUFFER, reader))
         };
         Ok(Self { text, read, total: None })
     }
@@ -121,52 +129,5 @@ impl<R: Read> Read for Headed<R> {
         };
         self.read.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
-    }
-}
-
-/// One zstd frame after the other.
-enum Zstd<R: BufRead> {
-    Between(R),
-    Frame(Box<StreamingDecoder<R, FrameDecoder>>),
-    Ended,
-}
-
-impl<R: BufRead> Zstd<R> {
-    fn new(packed: R) -> Self {
-        Self::Between(packed)
-    }
-
-    /// Begins the next frame; nothing is left if there is none.
-    fn advance(&mut self) -> io::Result<()> {
-        let mut packed = match core::mem::replace(self, Self::Ended) {
-            Self::Between(packed) => packed,
-            Self::Frame(frame) => frame.into_inner(),
-            Self::Ended => return Ok(()),
-        };
-        if !packed.fill_buf()?.is_empty() {
-            *self = Self::Frame(Box::new(
-                StreamingDecoder::new(packed)
-                    .map_err(|error| io::Error::other(error.to_string()))?,
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl<R: BufRead> Read for Zstd<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if out.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            match self {
-                Self::Ended => return Ok(0),
-                Self::Between(_) => self.advance()?,
-                Self::Frame(frame) => match frame.read(out)? {
-                    0 => self.advance()?,
-                    count => return Ok(count),
-                },
-            }
-        }
     }
 }
