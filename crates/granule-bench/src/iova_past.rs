@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::iova::Ours;
 use crate::measure::{Bench, Rng, Sample, pin};
 use crate::platform::run_on;
+use crate::report::Row;
 
 /// `iova/ramp/…` and `iova/cross-cpu`.
 pub fn run(bench: &mut Bench) {
@@ -40,8 +41,13 @@ fn ramp(bench: &mut Bench, count: usize) {
         starts.iter().for_each(|start| space.give(*start, 1));
         drain.push(begin.elapsed().as_nanos() as f64 / count as f64);
     }
-    bench.row("iova/ramp/fill", Sample::of(fill));
-    bench.row("iova/ramp/drain", Sample::of(drain));
+    let both = fill.iter().zip(&drain).map(|(fill, drain)| fill + drain).collect();
+    let (fill, drain) = (Sample::of(fill), Sample::of(drain));
+    let mut row = Row::new("granule", "iova/ramp", Sample::of(both));
+    row.extra.extend([("fill", fill.min), ("drain", drain.min)]);
+    bench.enter(row);
+    bench.row("iova/ramp/fill", fill);
+    bench.row("iova/ramp/drain", drain);
 }
 
 const BATCH: usize = 256;

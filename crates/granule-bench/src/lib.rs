@@ -6,7 +6,8 @@
 //! ```text
 //! platform, unit   a machine in memory, an IOMMU that does nothing
 //! measure, report  samples, rows, JSON, the table for people
-//! targets          what each row is to reach
+//! targets, names   what each row is to reach, and the rows that there must be
+//! summary, plot    the table and the picture of the README
 //! floor            stores, zeroes, and two register loops that tell whether a second core is ours
 //! iova…, table, dma, growth, memory    the workloads
 //! crates…, linux   the same workloads on peers
@@ -26,8 +27,11 @@ pub mod keys;
 pub mod linux;
 pub mod measure;
 pub mod memory;
+pub mod names;
 pub mod platform;
+pub mod plot;
 pub mod report;
+pub mod summary;
 pub mod table;
 pub mod targets;
 pub mod unit;

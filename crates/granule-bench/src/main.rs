@@ -1,12 +1,14 @@
 //! `cargo run --release -p granule-bench`: granule, its peers and the floor, in one run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use granule_bench::measure::{Bench, pin};
 use granule_bench::platform::{CountingHeap, boot};
+use granule_bench::report::Report;
 use granule_bench::{
-    crates_iova, dma, floor, growth, iova, iova_past, iova_threads, linux, memory, table, targets,
+    crates_iova, dma, floor, growth, iova, iova_past, iova_threads, linux, memory, plot, summary,
+    table, targets,
 };
 
 #[global_allocator]
@@ -18,6 +20,10 @@ granule, its peers and the floor, measured in one run
 Usage: cargo run --release -p granule-bench -- [options]
 
   --json         print {\"rows\": [{\"name\", \"ns\", …}], …} on the standard output
+  --markdown     print the README's table
+  --svg FILE     write the README's picture
+  --readme       write both into this repository: README.md and docs/bench.svg
+  --from FILE    do not measure, but take the rows of a run that was printed with --json
   --peers DIR    add Linux's rows: DIR is a peers folder that was built by its setup.sh
   --only PREFIX  only rows whose names begin so, as `iova/` or `table/lpae4k/map`
   --quick        fewer samples; each of Linux's programs gets 20 seconds
@@ -29,7 +35,11 @@ Only ratios within one run mean something. Progress goes to the standard error.
 #[derive(Default)]
 struct Options {
     json: bool,
+    markdown: bool,
+    readme: bool,
     quick: bool,
+    svg: Option<PathBuf>,
+    from: Option<PathBuf>,
     only: Option<String>,
     peers: Option<PathBuf>,
 }
@@ -43,29 +53,54 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(&error.to_string()),
     };
+    match options.from.as_deref().map_or_else(|| measure(&options), read) {
+        Ok(report) => {
+            show(&options, &report).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn read(file: &Path) -> Result<Report, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
+    text.and_then(|text| Report::from_json(&text))
+        .map_err(|error| format!("{}: {error}", file.display()))
+}
+
+fn measure(options: &Options) -> Result<Report, String> {
     if cfg!(debug_assertions) {
         eprintln!("note: not a release build, so the figures mean nothing");
     }
     boot();
     pin(granule_bench::HOME);
-    let mut bench = Bench::new(options.only, options.quick);
+    let mut bench = Bench::new(options.only.clone(), options.quick);
     ours(&mut bench);
     crates_iova::run(&mut bench);
     #[cfg(target_arch = "x86_64")]
     granule_bench::crates_table::run(&mut bench);
-    if let Some(folder) = &options.peers
-        && let Err(error) = linux::run(&mut bench, folder)
-    {
-        return fail(&error);
+    if let Some(folder) = &options.peers {
+        linux::run(&mut bench, folder)?;
     }
     if bench.report.rows.is_empty() && bench.report.amounts.is_empty() {
-        return fail("no row's name begins so; `--quick` shows all names soon");
+        return Err("no row's name begins so; `--quick` shows all names soon".into());
     }
-    match options.json {
-        true => println!("{}", bench.report.json()),
-        false => print!("{}\n{}", bench.report.table(), targets::table(&bench.report)),
+    Ok(bench.report)
+}
+
+fn show(options: &Options, report: &Report) -> Result<(), String> {
+    if options.readme {
+        summary::write(report).map_err(|error| error.to_string())?;
     }
-    ExitCode::SUCCESS
+    if let Some(file) = &options.svg {
+        std::fs::write(file, plot::draw(report))
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    match (options.json, options.markdown) {
+        (true, _) => println!("{}", report.json()),
+        (_, true) => print!("{}", summary::markdown(report)),
+        _ => print!("{}\n{}", report.table(), targets::table(report)),
+    }
+    Ok(())
 }
 
 fn ours(bench: &mut Bench) {
@@ -90,6 +125,10 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
         match argument {
             Short('h') | Long("help") => return Ok(None),
             Long("json") => options.json = true,
+            Long("markdown") => options.markdown = true,
+            Long("readme") => options.readme = true,
+            Long("svg") => options.svg = Some(parser.value()?.into()),
+            Long("from") => options.from = Some(parser.value()?.into()),
             Long("quick") => options.quick = true,
             Long("only") => options.only = Some(parser.value()?.string()?),
             Long("peers") => options.peers = Some(parser.value()?.into()),

@@ -7,6 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::measure::Sample;
 
+/// The names that further figures of a row may have.
+const FIGURES: [&str; 5] = ["p50", "p99", "p99.9", "fill", "drain"];
+
 /// One measured figure: a workload, who ran it, nanoseconds an operation.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -24,6 +27,20 @@ impl Row {
     /// A row without further figures.
     pub fn new(by: &str, of: &str, sample: Sample) -> Self {
         Self { of: of.into(), by: by.into(), sample, extra: Vec::new() }
+    }
+
+    /// A further figure.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.extra.iter().find(|(of, _)| *of == name).map(|(_, value)| *value)
+    }
+
+    fn from_json(row: &Value) -> Option<Self> {
+        let number = |name: &str| row.get(name).and_then(Value::as_f64);
+        let text = |name: &str| row.get(name).and_then(Value::as_str);
+        let (of, by) = (text("of").or(text("name"))?, text("by").unwrap_or("granule"));
+        let sample = Sample { min: number("ns")?, median: number("median")? };
+        let extra = FIGURES.into_iter().filter_map(|name| Some((name, number(name)?)));
+        Some(Self { extra: extra.collect(), ..Self::new(by, of, sample) })
     }
 
     /// Its name in the JSON: the workload's own if it is ours, else `peer/WHO/WORKLOAD`.
@@ -113,6 +130,17 @@ impl Report {
         format!("{:#}", json!({"rows": rows, "amounts": amounts}))
     }
 
+    /// The rows of a report that [`json`](Self::json) has written, without its amounts.
+    ///
+    /// # Errors
+    /// What is no such report.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let rows = value.get("rows").and_then(Value::as_array).ok_or("no list named `rows`")?;
+        let row = |row: &Value| Row::from_json(row).ok_or(format!("no row: {row}"));
+        Ok(Self { rows: rows.iter().map(row).collect::<Result<_, _>>()?, amounts: Vec::new() })
+    }
+
     /// One line a workload: ours, the peers', and their ratios to ours.
     pub fn table(&self) -> String {
         let mut peers: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
@@ -142,5 +170,24 @@ impl Report {
             text += &format!("{name:44} {value:10.2} {unit}\n");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_survive_json() {
+        let mut report = Report::default();
+        report.rows.push(Row::new("linux", "iova/pair/4K", Sample::of(vec![2.0, 3.0, 5.0])));
+        report.rows.push(Row::new("granule", "iova/mixed", Sample::of(vec![4.0])));
+        report.rows[1].extra.push(("p99", 7.5));
+        let again = Report::from_json(&report.json()).expect("a report");
+        assert_eq!(again.ns("linux", "iova/pair/4K"), Some(2.0));
+        assert_eq!(again.rows[0].sample.median, 3.0);
+        assert_eq!(again.rows[1].figure("p99"), Some(7.5));
+        assert_eq!(again.json(), report.json());
+        assert!(Report::from_json("{}").is_err() && Report::from_json("[").is_err());
     }
 }

@@ -11,6 +11,7 @@ use shuttle::thread;
 use super::super::front::{Front, Word};
 use super::super::testing::Scheduled;
 use super::*;
+use crate::effort::effort;
 
 /// A word whose every step the scheduler sees.
 #[derive(Default)]
@@ -145,12 +146,12 @@ fn whole() {
 
 #[test]
 fn the_front_gives_every_range_one_owner() {
-    shuttle::check_random(front, 1000);
-    shuttle::check_pct(front, 500, 3);
+    shuttle::check_random(front, effort(1000) as usize);
+    shuttle::check_pct(front, effort(500) as usize, 3);
 }
 
 #[test]
 fn the_allocator_gives_every_range_one_owner() {
-    shuttle::check_random(whole, 400);
-    shuttle::check_pct(whole, 200, 3);
+    shuttle::check_random(whole, effort(400) as usize);
+    shuttle::check_pct(whole, effort(200) as usize, 3);
 }

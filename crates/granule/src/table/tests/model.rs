@@ -121,6 +121,8 @@ unsafe impl TableMemory for Model {
         self.0.state.lock().unwrap().1.push(table.raw());
     }
     fn entry(&self, at: PhysAddr) -> *const Cell {
+        let freed = self.0.state.lock().unwrap().1.contains(&(at.raw() & !(PAGE - 1)));
+        assert!(!freed, "the CPU reaches into a freed table");
         let index = at.raw() / PAGE * 8 + at.raw() % PAGE / 8;
         self.0.cells[index as usize..].as_ptr()
     }
@@ -283,5 +285,70 @@ fn a_root_is_adopted_meanwhile() {
             assert_eq!(model.walk(live, page * PAGE), Some((page + 1) << 20));
         }
         assert_eq!(model.cell(live + 7 * 8).load(), 0x7001);
+    });
+}
+
+/// What a mapping's owner leaves behind when its range goes to the next one. A page is unmapped by its
+/// hint; who gets all that its table spans then fills that table with a cursor, detaches it and reaps it,
+/// and links a whole one in its place; then the page is mapped anew. Others work by hints beside it.
+#[test]
+fn hints_cursors_and_detached_tables_hand_over() {
+    check("hand over", 300, |coherent| {
+        let model = Model::new(coherent, 3);
+        let table = tables(&model);
+        let root = table.layout().roots[0].raw();
+        let turn = Arc::new(AtomicU64::new(0));
+        let wait = |turn: &AtomicU64, for_turn: u64| {
+            while turn.load(Ordering::Acquire) != for_turn {
+                shuttle::thread::yield_now();
+            }
+        };
+        let page = {
+            let (model, table, turn) = (model.clone(), Arc::clone(&table), Arc::clone(&turn));
+            move || {
+                for round in [0, 2] {
+                    wait(&turn, round);
+                    let hint = put(&table, 9 * PAGE, 5 << 20, PAGE);
+                    assert_ne!(hint, Hint::NONE);
+                    assert_eq!(model.walk(root, 9 * PAGE), Some(5 << 20));
+                    assert_eq!(take(&table, 9 * PAGE, PAGE, hint).bytes, PAGE);
+                    turn.store(round + 1, Ordering::Release);
+                }
+            }
+        };
+        let whole = {
+            let (model, table, turn) = (model.clone(), Arc::clone(&table), Arc::clone(&turn));
+            move || {
+                wait(&turn, 1);
+                for _ in 0..2 {
+                    // Not congruent: no large page. First into the page's table, then a whole one.
+                    put(&table, 8 * PAGE, 3 * PAGE, 8 * PAGE);
+                    assert_eq!(model.walk(root, 15 * PAGE), Some(10 * PAGE));
+                    assert!(take(&table, 8 * PAGE, 8 * PAGE, Hint::NONE).tables);
+                    assert_eq!(model.walk(root, 9 * PAGE), None);
+                }
+                turn.store(2, Ordering::Release);
+            }
+        };
+        let beside = {
+            let (model, table) = (model.clone(), Arc::clone(&table));
+            move || {
+                for n in [7, 16] {
+                    let hint = put(&table, n * PAGE, n << 20, PAGE);
+                    assert_eq!(model.walk(root, n * PAGE), Some(n << 20));
+                    assert_eq!(take(&table, n * PAGE, PAGE, hint).bytes, PAGE);
+                }
+            }
+        };
+        together(std::vec![
+            std::boxed::Box::new(page),
+            std::boxed::Box::new(whole),
+            std::boxed::Box::new(beside),
+        ]);
+        assert_eq!(turn.load(Ordering::Acquire), 3);
+        // The root, the level below it, and the tables of pages 7, 9 and 16, all empty.
+        let freed = model.0.state.lock().unwrap().1.len();
+        let linked = model.0.state.lock().unwrap().0 as usize - 1 - freed;
+        assert_eq!(table.table_pages(), linked, "a table was lost");
     });
 }
