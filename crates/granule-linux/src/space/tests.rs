@@ -188,6 +188,25 @@ fn a_list_that_fails_in_the_middle_leaves_nothing() {
     }
 }
 
+/// The same without a domain above it, which would clean up too.
+#[test]
+fn a_failed_list_is_undone_by_the_space_itself() {
+    let bench = bench("a");
+    let space = bench.domain.translation();
+    let request = FrameRequest::new(6 * 4096, 4096);
+    let frames = OwnedFrames::new(&UserMemory::new(), &request).expect("memory");
+    let piece = |index: u64| frames.range().slice(2 * index * 4096, 4096).expect("inside");
+    let attrs = Attributes::memory(Access::READ);
+    for k in 0..3 {
+        *bench.shared.until_failure.lock() = Some((k, Errno::NOMEM));
+        // SAFETY: the addresses are nobody's, and the frames outlive the space's mappings.
+        let mapped = unsafe { space.map_list(Iova::new(0x40_0000), (0..3).map(piece), attrs) };
+        assert!(matches!(mapped, Err(TranslationError::Backend { code: 12, .. })), "{mapped:?}");
+        assert!(bench.shared.mapped.lock().is_empty(), "after failure {k}");
+        assert_eq!(space.mappings(), 0, "after failure {k}");
+    }
+}
+
 #[test]
 fn refusals_are_in_words_with_numbers() {
     let bench = bench("a");
