@@ -60,17 +60,18 @@ impl<P: Platform, T: VirtioTransport> VirtioIommu<P, T> {
         }
         let features = negotiate(&platform, &transport, name)?;
         let limits = read_limits(&transport, name, features)?;
-        let size = |queue| match transport.max_queue_size(queue) {
-            0 => Err(HwError::Missing {
-                unit: name.to_string(),
-                what: "a queue",
-                value: queue.into(),
-            }),
+        let size = |queue, least: u16, what| match transport.max_queue_size(queue) {
+            size if size < least => {
+                Err(HwError::Missing { unit: name.to_string(), what, value: size.into() })
+            }
             size => Ok(size),
         };
         let probe_size = usize::try_from(limits.probe_size).unwrap_or(0);
-        let requests = Requests::new(&platform, name, size(REQUEST_QUEUE)?, probe_size)?;
-        let events = Events::new(&platform, name, size(EVENT_QUEUE)?)?;
+        // A request is a chain of two.
+        let most = size(REQUEST_QUEUE, 2, "a queue for requests, of two entries or more")?;
+        let requests = Requests::new(&platform, name, most, probe_size)?;
+        let most = size(EVENT_QUEUE, 1, "a queue for events")?;
+        let events = Events::new(&platform, name, most)?;
         let device = Self {
             platform,
             name: name.to_string(),
@@ -172,10 +173,11 @@ impl<P: Platform, T: VirtioTransport> VirtioIommu<P, T> {
         Ok(spec::reserved_regions(&requests.properties()).collect())
     }
 
-    /// Hands over the faults that were recorded since the last call. Says how many.
+    /// Hands over the faults that were recorded since the last call, 65,536 at most: a device could
+    /// go on for ever. Says how many.
     pub fn take_faults(&self, each: &mut dyn FnMut(FaultEvent)) -> usize {
         let mut count = 0;
-        loop {
+        while count < 1 << 16 {
             let fault = self.events.lock().as_mut().and_then(Events::take);
             let Some(fault) = fault else { break };
             count += 1;

@@ -50,7 +50,8 @@ impl<P: Platform> Requests<P> {
         };
         Ok(Self {
             platform: platform.clone(),
-            queue: Queue::new(platform, unit, size.min(4))?,
+            // A queue has a power of two of entries, whatever the device says that it could have.
+            queue: Queue::new(platform, unit, 1 << size.clamp(1, 4).ilog2())?,
             buffer: Block::new(platform, &request)?,
             properties,
             stuck: false,

@@ -234,6 +234,21 @@ fn faults_are_handed_over_and_buffers_go_back() {
 }
 
 #[test]
+fn a_queue_has_a_power_of_two_of_entries_and_room_for_a_request() {
+    let machine = Arc::new(without_snooping());
+    for most in [0, 1, 2, 3, 5, 64] {
+        let model = Model::new(machine.clone());
+        model.state().most = most;
+        let device = VirtioIommu::new(Clocked::hasty(&machine), model, "viommu");
+        assert_eq!(device.is_ok(), most >= 2, "{most}");
+        let Ok(device) = device else { continue };
+        let domain = VirtioDomain::new(&device).expect("an id");
+        attach(&domain, 8).expect("answered");
+        domain.detach(Stream::new(8)).expect("answered");
+    }
+}
+
+#[test]
 fn a_device_that_cannot_serve_is_refused() {
     let machine = Arc::new(without_snooping());
     let start = |features, frozen, status| {

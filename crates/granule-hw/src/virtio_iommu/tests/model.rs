@@ -36,6 +36,8 @@ pub(super) struct State {
     /// Refuses a request of this type after so many of them, with this status.
     pub(super) refuse: Option<(u8, usize, u8)>,
     pub(super) requests: Vec<u8>,
+    /// The most entries that a queue may have.
+    pub(super) most: u16,
     queues: [Option<(u16, QueueAddresses)>; 2],
     seen: [u16; 2],
     generation: u8,
@@ -50,7 +52,7 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn new(machine: Arc<Machine>) -> Self {
-        let state = State { features: FEATURES, bypass: 1, ..State::default() };
+        let state = State { features: FEATURES, bypass: 1, most: 64, ..State::default() };
         Self { machine, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -234,11 +236,11 @@ impl VirtioTransport for Model {
     }
 
     fn max_queue_size(&self, queue: u16) -> u16 {
-        if queue < 2 { 64 } else { 0 }
+        if queue < 2 { self.state().most } else { 0 }
     }
 
     fn set_queue(&self, queue: u16, size: u16, addresses: QueueAddresses) {
-        assert!(size.is_power_of_two() && size <= 64);
+        assert!(size.is_power_of_two() && size <= self.state().most);
         self.state().queues[usize::from(queue)] = Some((size, addresses));
     }
 
