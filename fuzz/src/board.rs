@@ -6,9 +6,15 @@ use granule_board::{Board, MAX_WARNINGS};
 pub fn run(data: &[u8]) {
     let Ok(board) = Board::from_dtb(data) else { return };
     check(&board);
-    let json = granule_cli::offline::show(&board, true);
+    #[cfg(feature = "command")]
+    show(&board);
+}
+
+#[cfg(feature = "command")]
+fn show(board: &Board) {
+    let json = granule_cli::offline::show(board, true);
     assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "no JSON: {json}");
-    let _ = granule_cli::offline::show(&board, false);
+    let _ = granule_cli::offline::show(board, false);
 }
 
 /// What the types of a board promise.

@@ -17,9 +17,13 @@ pub mod acpi;
 pub mod board;
 #[allow(unsafe_code)]
 mod hasty;
+#[cfg(feature = "command")]
 pub mod plan;
+#[cfg(feature = "command")]
 pub mod replay;
+#[cfg(feature = "command")]
 pub mod sizes;
+#[cfg(feature = "command")]
 pub mod trace;
 pub mod virtio;
 pub mod walk;
