@@ -35,6 +35,8 @@ impl Context {
 #[derive(Debug, Default)]
 struct Pinned {
     by_memory: BTreeMap<(u64, u64), Vec<Place>>,
+    /// The same memory by IOAS and IOVA.
+    by_place: BTreeMap<(u32, u64), (u64, u64)>,
 }
 
 /// One mapping.
@@ -55,17 +57,15 @@ impl Pinned {
 
     fn note(&mut self, memory: (u64, u64), place: Place) {
         self.by_memory.entry(memory).or_default().push(place);
+        self.by_place.insert((place.ioas, place.iova), memory);
     }
 
     /// Forgets a mapping. Never allocates.
-    fn forget(&mut self, ioas: u32, iova: u64, len: u64) {
-        let here = |place: &Place| place.ioas == ioas && place.iova == iova;
-        let found = self.by_memory.iter_mut().find_map(|(memory, places)| {
-            let index = (memory.1 == len).then(|| places.iter().position(here))??;
-            places.swap_remove(index);
-            Some((*memory, places.is_empty()))
-        });
-        if let Some((memory, true)) = found {
+    fn forget(&mut self, ioas: u32, iova: u64) {
+        let Some(memory) = self.by_place.remove(&(ioas, iova)) else { return };
+        let Some(places) = self.by_memory.get_mut(&memory) else { return };
+        places.retain(|place| (place.ioas, place.iova) != (ioas, iova));
+        if places.is_empty() {
             self.by_memory.remove(&memory);
         }
     }
@@ -175,7 +175,7 @@ impl Kernel for IoasSpace {
             length: len,
         };
         self.ioas.context.fd.unmap_iommu_ioas(&mut request).map_err(os_error)?;
-        pinned.forget(self.ioas.id, iova, len);
+        pinned.forget(self.ioas.id, iova);
         if request.length == len { Ok(()) } else { Err(Errno::INVAL.into()) }
     }
 }
@@ -206,10 +206,11 @@ mod tests {
         assert_eq!(pinned.source((0x7000_0000, 0x1000), Access::READ), None);
         pinned.note(memory, place(2, 0x1000, true));
         assert_eq!(pinned.source(memory, Access::all()), Some(place(2, 0x1000, true)));
-        pinned.forget(2, 0x1000, 0x1000);
-        pinned.forget(2, 0x1000, 0x2000);
+        pinned.forget(2, 0x2000);
+        assert!(pinned.source(memory, Access::all()).is_some());
+        pinned.forget(2, 0x1000);
         assert_eq!(pinned.source(memory, Access::all()), None);
-        pinned.forget(1, 0x1000, 0x2000);
-        assert!(pinned.by_memory.is_empty());
+        pinned.forget(1, 0x1000);
+        assert!(pinned.by_memory.is_empty() && pinned.by_place.is_empty());
     }
 }

@@ -168,7 +168,10 @@ impl AddressSpace {
         let (address, len, access) = (phys.start().raw(), phys.len(), attrs.access);
         // SAFETY: the caller's promise.
         let mapped = unsafe { self.kernel.map(iova.raw(), address, len, access) };
-        mapped.map_err(|error| self.refusal(&error, range, phys, access))?;
+        mapped.map_err(|error| {
+            let pinned = state.record.iter().map(|mapping| mapping.range.len()).sum();
+            self.refusal(&error, range, phys, access, pinned)
+        })?;
         state.record.insert(RecordedMapping { range, phys: address, attrs });
         Ok(())
     }
@@ -180,10 +183,16 @@ impl AddressSpace {
         iova: IovaRange,
         memory: PhysRange,
         access: Access,
+        pinned: u64,
     ) -> TranslationError {
         let code = error.raw_os_error().unwrap_or(0);
         let reason = match Errno::from_io_error(error) {
-            Some(Errno::NOMEM) => no_memory(&LockedMemory::of(&self.sysfs), memory.len()),
+            Some(Errno::NOMEM) => {
+                // iommufd counts by user, which the process's status does not show.
+                let known = LockedMemory::of(&self.sysfs);
+                let locked = known.locked.max(pinned);
+                no_memory(&LockedMemory { locked, ..known }, memory.len())
+            }
             Some(Errno::NOSPC) => no_mapping(self.kernel.mapping_limit()),
             Some(Errno::FAULT) => format!(
                 "the memory at {memory} cannot be pinned for {access}: the kernel takes anonymous memory and \
