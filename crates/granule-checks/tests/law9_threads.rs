@@ -125,6 +125,48 @@ fn deferred() {
     run(true);
 }
 
+/// The CPU's number is a hint: threads that all claim the same one lose no count, whichever lock
+/// they count under.
+fn one_number(deferred: bool) {
+    const MAPS: usize = 3000;
+    let board = Board::usual();
+    let domain = if deferred { board.deferred("dart") } else { board.domain("dart") };
+    let device = board.attach(&domain, DeviceSpec::new("dev"), 0);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let (board, device) = (&board, &device);
+            scope.spawn(move || {
+                SimPlatform::set_cpu(0);
+                let mut buffer = Buf::at(&board.machine, 100, 300);
+                for round in 0..MAPS {
+                    let mapping = device.map(buffer, Direction::ToDevice).expect("mapped");
+                    buffer = match round % 100 {
+                        0 => mapping.unmap().expect("unmapped"),
+                        _ => mapping.unmap_later().expect("unmapped").finish().expect("flushed"),
+                    };
+                }
+            });
+        }
+    });
+    device.flush().expect("the hardware answers");
+    let stats = device.stats();
+    assert_eq!(stats.maps, (THREADS * MAPS) as u64);
+    assert_eq!((stats.live_mappings, stats.mapped_bytes, stats.exposed_bytes), (0, 0, 0));
+    let held = device.domain_stats().expect("translated");
+    assert_eq!((held.iova_bytes, held.exposed_bytes, held.quarantined_bytes), (0, 0, 0));
+    assert!(held.invalidations >= 1);
+}
+
+#[test]
+fn one_number_strict() {
+    one_number(false);
+}
+
+#[test]
+fn one_number_deferred() {
+    one_number(true);
+}
+
 #[test]
 fn a_pool_serves_every_cpu() {
     let board = Board::usual();

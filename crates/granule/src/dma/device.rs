@@ -167,7 +167,8 @@ impl Device {
         let mut windows = windows.to_vec();
         windows.sort_by_key(|window| window.memory.start());
         let core = RouteCore::new(platform, spec, pool);
-        Ok(Self::from_ops(Box::new(Direct { core, windows, how, passage })))
+        let locks = Direct::locks(platform);
+        Ok(Self::from_ops(Box::new(Direct { core, windows, how, passage, locks })))
     }
 
     fn from_ops(ops: Box<dyn Ops>) -> Self {

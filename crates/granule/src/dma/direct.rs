@@ -5,6 +5,8 @@
 
 use alloc::vec::Vec;
 
+use lock_api::Mutex;
+
 use super::layout::{Joiner, crosses};
 use super::ops::{BlockPlacement, Common, Demands, LinkPlace, ListState, Live, Ops};
 use super::route::{RouteCore, Routed, SlotShape};
@@ -12,8 +14,8 @@ use super::runs::whole;
 use super::{BounceReason, BusWindow, DmaError, MapFlags, Memory, Piece, RouteReport};
 use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
 use crate::bounce::RawBounceSlot;
-use crate::domain::{DomainStats, Footprint, Release, Ticket, UnitError, UnmapError};
-use crate::mem::Platform;
+use crate::domain::{DomainStats, Footprint, Release, Ticket, Under, UnitError, UnmapError};
+use crate::mem::{PerCpu, Platform};
 
 /// Keeps whatever lets the device through, and ends it.
 pub(super) trait Passage: Send + Sync {
@@ -29,9 +31,21 @@ pub(super) struct Direct<P: Platform> {
     /// How it comes to be direct.
     pub how: &'static str,
     pub passage: Option<alloc::boxed::Box<dyn Passage>>,
+    /// Each CPU's counters change under its lock, which knows the CPU's number.
+    pub locks: PerCpu<Mutex<P::Lock, usize>>,
 }
 
 impl<P: Platform> Direct<P> {
+    /// One lock a CPU.
+    pub(super) fn locks(platform: &P) -> PerCpu<Mutex<P::Lock, usize>> {
+        let mut cpus = 0..;
+        PerCpu::new(platform, || Mutex::new(cpus.next().unwrap_or(0)))
+    }
+
+    fn counting(&self, count: impl FnOnce(usize)) {
+        count(*self.locks.local(&self.core.platform).lock());
+    }
+
     fn device(&self) -> alloc::string::String {
         self.core.spec.name.clone()
     }
@@ -101,7 +115,7 @@ impl<P: Platform> Direct<P> {
     }
 
     fn begin(&self, dma: DmaAddr, print: Footprint, slot: Option<RawBounceSlot>) -> Live {
-        self.core.counters.begin(&self.core.platform, &print);
+        self.counting(|cpu| self.core.counters.begin(cpu, &print));
         Live { dma, len: print.bytes, mapped: None, slot, print }
     }
 
@@ -303,7 +317,7 @@ impl<P: Platform> Ops for Direct<P> {
     }
 
     unsafe fn end(&self, live: &Live) -> Result<(), UnmapError> {
-        self.core.counters.end(&self.core.platform, &live.print);
+        self.counting(|cpu| self.core.counters.end(cpu, Under::Map, &live.print));
         Ok(())
     }
 
@@ -314,7 +328,7 @@ impl<P: Platform> Ops for Direct<P> {
         direction: Direction,
         flags: MapFlags,
     ) -> Result<(), UnmapError> {
-        self.core.counters.end(&self.core.platform, &live.print);
+        self.counting(|cpu| self.core.counters.end(cpu, Under::Map, &live.print));
         // SAFETY: the caller's promise; a device that nothing confines has lost the memory when it
         // is told so.
         unsafe { self.settle(live, memory, direction, flags) };
@@ -326,7 +340,7 @@ impl<P: Platform> Ops for Direct<P> {
         live: &Live,
         release: Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError> {
-        self.core.counters.end(&self.core.platform, &live.print);
+        self.counting(|cpu| self.core.counters.end(cpu, Under::Map, &live.print));
         if let Some(release) = release {
             release.run();
         }
@@ -334,11 +348,11 @@ impl<P: Platform> Ops for Direct<P> {
     }
 
     fn join(&self, live: &Live) {
-        self.core.counters.begin(&self.core.platform, &live.print);
+        self.counting(|cpu| self.core.counters.begin(cpu, &live.print));
     }
 
     fn leave(&self, live: &Live) {
-        self.core.counters.end(&self.core.platform, &live.print);
+        self.counting(|cpu| self.core.counters.end(cpu, Under::Map, &live.print));
     }
 
     fn is_flushed(&self, _ticket: Ticket) -> bool {

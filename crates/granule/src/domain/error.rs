@@ -96,6 +96,15 @@ pub enum DomainError {
         "the domain is poisoned: an invalidation did not complete. Reset the IOMMU, then call recover()"
     )]
     Poisoned,
+    /// The mapping would let devices see bytes beside it, and one of them is not trusted.
+    #[error(
+        "{bytes} bytes beside the mapping would be exposed, and the domain has a device that is not \
+         trusted: map whole granules, or bounce"
+    )]
+    Exposes {
+        /// How many bytes.
+        bytes: u64,
+    },
     /// A map failed, and so did the invalidation of what it had written: memory and IOVA stay in
     /// quarantine for ever, and the domain is poisoned.
     #[error(

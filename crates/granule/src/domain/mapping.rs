@@ -1,5 +1,6 @@
 //! Making mappings: lease addresses, write entries, and undo all of it if anything fails.
 
+use super::counters::{Account, Tally};
 use super::{
     Domain, DomainError, Invalidation, Mapped, Placement, Translation, TranslationError, UnmapError,
 };
@@ -9,41 +10,59 @@ use crate::mem::Platform;
 use crate::table::{Fence, Hint};
 use core::sync::atomic::Ordering;
 
+/// The range for a mapping, and the range that was taken for it.
+type Leased = Result<(IovaRange, IovaRange), DomainError>;
+
 impl<P: Platform, T: Translation> Domain<P, T> {
-    /// Takes IOVA space. If there is none, what waits in quarantine is flushed first.
-    ///
-    /// The range for the mapping, and the range that was taken for it.
-    #[inline]
-    pub(crate) fn lease(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
+    /// Takes IOVA space, and counts what will be mapped there. If there is none, what waits in
+    /// quarantine is flushed first.
+    #[inline(always)]
+    fn lease(&self, place: &Placement, account: Option<&Account<'_>>) -> Leased {
         if !place.guard && place.at.is_none() && !self.is_poisoned() {
-            let window = Some(place.window);
+            // A window that all addresses lie in is none, and costs the allocator no look.
+            let open = place.window.contains_range(&self.usable());
+            let window = if open { None } else { Some(place.window) };
             let request = IovaRequest { size: place.size, align: place.align, window };
-            if let Ok(start) = self.iova.alloc(&request) {
+            let mut admitted = true;
+            let count = |tally: &mut Tally| admitted = self.admit(tally, account);
+            if let Ok(start) = self.iova.alloc_counted(&request, count) {
                 // What was allocated lies inside the aperture: a legal range.
                 if let Ok(range) = IovaRange::new(start, place.size) {
-                    return Ok((range, range));
+                    return if admitted { Ok((range, range)) } else { self.refuse(range, account) };
                 }
             }
         }
-        self.lease_slowly(place)
+        self.lease_slowly(place, account)
     }
 
     #[cold]
     #[inline(never)]
-    fn lease_slowly(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
+    fn lease_slowly(&self, place: &Placement, account: Option<&Account<'_>>) -> Leased {
         if self.is_poisoned() {
             return Err(DomainError::Poisoned);
         }
-        match self.try_lease(place) {
+        let (range, lease) = match self.try_lease(place) {
             Err(DomainError::Iova(_)) if self.has_waiting() => {
                 self.flush().map_err(TranslationError::from)?;
-                self.try_lease(place)
+                self.try_lease(place)?
             }
-            result => result,
+            result => result?,
+        };
+        if self.iova.count(|tally| self.admit(tally, account)) {
+            Ok((range, lease))
+        } else {
+            self.refuse(lease, account)
         }
     }
 
-    fn try_lease(&self, place: &Placement) -> Result<(IovaRange, IovaRange), DomainError> {
+    /// Gives a range back in which nothing was mapped, since it would expose what it must not.
+    #[cold]
+    fn refuse(&self, lease: IovaRange, account: Option<&Account<'_>>) -> Leased {
+        self.give_back(lease);
+        Err(DomainError::Exposes { bytes: account.map_or(0, |account| account.print.exposed) })
+    }
+
+    fn try_lease(&self, place: &Placement) -> Leased {
         let overflow =
             || DomainError::Range { range: place.window, reason: "the request passes 2^64 bytes" };
         let guard = if place.guard { place.align.max(self.granule.size()) } else { 0 };
@@ -92,32 +111,48 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     ) -> Result<Mapped, DomainError> {
         self.check_reach(phys)?;
         // SAFETY: the caller's promise.
-        unsafe { self.map_within(place, phys, attrs, fence) }
+        unsafe { self.map_within(place, phys, attrs, fence, None) }
     }
 
-    /// [`map`](Self::map) of memory that is known to be in reach.
+    /// [`map`](Self::map) of memory that is known to be in reach, counted.
     ///
     /// # Safety
     /// As [`map`](Self::map).
-    #[inline]
     pub(crate) unsafe fn map_within(
         &self,
         place: &Placement,
         phys: PhysRange,
         attrs: Attributes,
         fence: Option<Fence>,
+        account: Option<&Account<'_>>,
     ) -> Result<Mapped, DomainError> {
-        let (range, lease) = self.lease(place)?;
-        let result = match fence {
-            // SAFETY: the range was just leased, so it is ours and unmapped; the memory is the
-            // caller's promise.
-            None => unsafe { self.translation.map(range.start(), phys, attrs) },
-            // SAFETY: as above.
-            Some(fence) => unsafe {
-                self.translation.map_fenced(range.start(), phys, attrs, fence)
-            },
+        let Some(fence) = fence else {
+            // SAFETY: the caller's promise.
+            return unsafe { self.map_plain(place, phys, attrs, account) };
         };
-        self.settle(range, lease, result)
+        let (range, lease) = self.lease_slowly(place, account)?;
+        // SAFETY: the range was just leased, so it is ours and unmapped; the memory is the
+        // caller's promise.
+        let result = unsafe { self.translation.map_fenced(range.start(), phys, attrs, fence) };
+        self.settle(range, lease, result, account)
+    }
+
+    /// The same without fences. All of it becomes part of its caller: it is for the shortest way.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    #[inline(always)]
+    pub(crate) unsafe fn map_plain(
+        &self,
+        place: &Placement,
+        phys: PhysRange,
+        attrs: Attributes,
+        account: Option<&Account<'_>>,
+    ) -> Result<Mapped, DomainError> {
+        let (range, lease) = self.lease(place, account)?;
+        // SAFETY: as in `map_within`.
+        let result = unsafe { self.translation.map(range.start(), phys, attrs) };
+        self.settle(range, lease, result, account)
     }
 
     /// Maps pieces one behind the other from the start of the placement on.
@@ -139,10 +174,10 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     {
         pieces.clone().try_for_each(|phys| self.check_reach(phys))?;
         // SAFETY: the caller's promise.
-        unsafe { self.map_list_within(place, pieces, attrs) }
+        unsafe { self.map_list_within(place, pieces, attrs, None) }
     }
 
-    /// [`map_list`](Self::map_list) of memory that is known to be in reach.
+    /// [`map_list`](Self::map_list) of memory that is known to be in reach, counted.
     ///
     /// # Safety
     /// As [`map_list`](Self::map_list).
@@ -152,14 +187,15 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         place: &Placement,
         pieces: I,
         attrs: Attributes,
+        account: Option<&Account<'_>>,
     ) -> Result<Mapped, DomainError>
     where
         I: Iterator<Item = PhysRange> + Clone,
     {
-        let (range, lease) = self.lease(place)?;
+        let (range, lease) = self.lease(place, account)?;
         // SAFETY: the range was just leased; the rest is the caller's promise.
         let result = unsafe { self.translation.map_list(range.start(), pieces, attrs) };
-        self.settle(range, lease, result.map(|()| Hint::NONE))
+        self.settle(range, lease, result.map(|()| Hint::NONE), account)
     }
 
     /// Maps pieces at their offsets from the start of the placement. What lies between stays
@@ -181,10 +217,28 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         I: Iterator<Item = (u64, PhysRange)> + Clone,
     {
         pieces.clone().try_for_each(|(_, phys)| self.check_reach(phys))?;
-        let (range, lease) = self.lease(place)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.map_pieces_within(place, pieces, attrs, None) }
+    }
+
+    /// [`map_pieces`](Self::map_pieces) of memory that is known to be in reach, counted.
+    ///
+    /// # Safety
+    /// As [`map_pieces`](Self::map_pieces).
+    pub(crate) unsafe fn map_pieces_within<I>(
+        &self,
+        place: &Placement,
+        pieces: I,
+        attrs: Attributes,
+        account: Option<&Account<'_>>,
+    ) -> Result<Mapped, DomainError>
+    where
+        I: Iterator<Item = (u64, PhysRange)> + Clone,
+    {
+        let (range, lease) = self.lease_slowly(place, account)?;
         // SAFETY: the range was just leased; the rest is the caller's promise.
         let result = unsafe { self.map_runs(range.start(), pieces, attrs) };
-        self.settle(range, lease, result.map(|()| Hint::NONE))
+        self.settle(range, lease, result.map(|()| Hint::NONE), account)
     }
 
     /// Maps each run of pieces that follow each other without a gap in one go.
@@ -217,8 +271,12 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     }
 
     /// Takes IOVA space and maps nothing there yet.
-    pub(crate) fn reserve_only(&self, place: &Placement) -> Result<Mapped, DomainError> {
-        let (range, lease) = self.lease(place)?;
+    pub(crate) fn reserve_only(
+        &self,
+        place: &Placement,
+        account: &Account<'_>,
+    ) -> Result<Mapped, DomainError> {
+        let (range, lease) = self.lease_slowly(place, Some(account))?;
         Ok(Mapped { range, lease, hint: Hint::NONE })
     }
 
@@ -279,33 +337,44 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     }
 
     /// Ends a map: hands out the mapping, or sees to it that nothing of it is left.
-    #[inline]
+    #[inline(always)]
     fn settle(
         &self,
         range: IovaRange,
         lease: IovaRange,
         result: Result<Hint, TranslationError>,
+        account: Option<&Account<'_>>,
     ) -> Result<Mapped, DomainError> {
         match result {
             Ok(hint) => {
                 let mapped = Mapped { range, lease, hint };
                 match self.translation.sync_map(range) {
                     Ok(()) => Ok(mapped),
-                    Err(error) => Err(self.abandon(mapped, error.into())),
+                    Err(error) => Err(self.abandon(mapped, error.into(), account)),
                 }
             }
-            Err(error) => Err(self.abandon(Mapped { range, lease, hint: Hint::NONE }, error)),
+            Err(error) => {
+                Err(self.abandon(Mapped { range, lease, hint: Hint::NONE }, error, account))
+            }
         }
     }
 
     /// Cleans up after a map that failed. Entries were visible for a moment, so the IOVA may only
     /// be reused once the caches have forgotten them.
     #[cold]
-    fn abandon(&self, mapped: Mapped, error: TranslationError) -> DomainError {
+    fn abandon(
+        &self,
+        mapped: Mapped,
+        error: TranslationError,
+        account: Option<&Account<'_>>,
+    ) -> DomainError {
         // SAFETY: the range is leased to the call that failed.
         let undone = unsafe { self.translation.unmap(mapped.range, Hint::NONE) };
         let request = Invalidation { range: Some(mapped.range), tables: true };
         let dropped = undone.is_ok() && self.invalidate(&request).is_ok();
+        if let Some(account) = account {
+            self.cancel(account, !dropped);
+        }
         if dropped {
             // SAFETY: a covering invalidation has completed.
             unsafe { self.translation.reap(mapped.range) };

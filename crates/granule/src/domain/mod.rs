@@ -18,6 +18,8 @@ mod error;
 mod iommu;
 mod mapping;
 mod mirror;
+#[cfg(test)]
+mod model;
 mod paged;
 mod quarantine;
 mod record;
@@ -40,5 +42,5 @@ pub use translation::{Attached, Geometry, Stream, Translation, UnitReport};
 pub use unit::{Invalidation, StreamId, Unit, UnitError, UnitInfo};
 pub use unmanaged::{Unmanaged, UnmanagedConfig};
 
-pub(crate) use counters::Counters;
+pub(crate) use counters::{Account, Counters, Under};
 pub(crate) use quarantine::{Release, Ticket};

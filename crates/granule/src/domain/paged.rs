@@ -221,7 +221,7 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         &self.geometry
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn map(
         &self,
         iova: Iova,
@@ -257,7 +257,7 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         Ok(unsafe { self.table.map_list(iova, pieces, attrs) }?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn sync_map(&self, range: IovaRange) -> Result<(), UnitError> {
         if !self.caches_absent {
             return Ok(());
@@ -266,13 +266,13 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         self.invalidate(&Invalidation { range: Some(range), tables: true })
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn unmap(&self, range: IovaRange, hint: Hint) -> Result<Unmapped, TranslationError> {
         // SAFETY: the caller's promises are the table's.
         Ok(unsafe { self.table.unmap(range, hint) }?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn invalidate(&self, request: &Invalidation) -> Result<(), UnitError> {
         for port in &self.units {
             port.iommu.unit().invalidate(&port.context, request)?;

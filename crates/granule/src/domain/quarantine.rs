@@ -18,6 +18,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use lock_api::Mutex;
 
+use super::counters::{Account, Under};
 use crate::addr::IovaRange;
 use crate::mem::{PerCpu, Platform};
 
@@ -27,8 +28,6 @@ pub(crate) struct Entry {
     pub lease: IovaRange,
     /// Whether table pages wait to be reaped.
     pub tables: bool,
-    /// Bytes of memory that wait along, for the counters.
-    pub bytes: u64,
     /// What to do with the memory.
     pub release: Option<Release>,
 }
@@ -89,6 +88,10 @@ struct Ring {
     entries: Box<[Option<(Entry, u64)>]>,
     pushed: u64,
     taken: u64,
+    /// Bytes of IOVA space that wait.
+    bytes: u64,
+    /// Bytes that mappings exposed, until they came here. Counts for ever.
+    concealed: u64,
 }
 
 impl Ring {
@@ -131,26 +134,37 @@ impl<P: Platform> Quarantine<P> {
                 entries: (0..capacity).map(|_| None).collect(),
                 pushed: 0,
                 taken: 0,
+                bytes: 0,
+                concealed: 0,
             }),
             flushed: AtomicU64::new(0),
         });
         Self { shards, capacity, max_age }
     }
 
-    /// Puts an entry into this CPU's ring.
+    /// Puts an entry into this CPU's ring, and counts its mapping out.
     #[inline]
-    pub(crate) fn push(&self, platform: &P, entry: Entry) -> Pushed {
-        let index = platform.cpu() % self.shards.len();
+    pub(crate) fn push(&self, platform: &P, entry: Entry, account: Option<&Account<'_>>) -> Pushed {
+        let cpu = platform.cpu();
+        let index = if cpu < self.shards.len() { cpu } else { cpu % self.shards.len() };
         let mut ring = self.shards.at(index).ring.lock();
+        let ring = &mut *ring;
+        let Some(place) = ring.entries.get_mut((ring.pushed % self.capacity as u64) as usize)
+        else {
+            return Pushed::Full(entry);
+        };
         if ring.pushed - ring.taken >= self.capacity as u64 {
             return Pushed::Full(entry);
         }
         let now = platform.now();
-        let position = ring.pushed;
-        let slot = (position % self.capacity as u64) as usize;
-        ring.entries[slot] = Some((entry, now));
+        ring.bytes += entry.lease.len();
+        *place = Some((entry, now));
+        let ticket = Ticket { ring: index, position: ring.pushed };
         ring.pushed += 1;
-        let ticket = Ticket { ring: index, position };
+        if let Some(Account { counters, print }) = account {
+            ring.concealed = ring.concealed.wrapping_add(print.exposed);
+            counters.end(index, Under::Ring, print);
+        }
         let due = ring.oldest_is_older(now, self.max_age);
         if due { Pushed::Due(ticket) } else { Pushed::Waiting(ticket) }
     }
@@ -170,12 +184,13 @@ impl<P: Platform> Quarantine<P> {
 
     /// Invalidates and gives back everything that waited when this began.
     ///
-    /// `invalidate` drops all caches; `give_back` gets each entry before its destructor runs. If
+    /// `invalidate` drops all caches; `give_back` gets entries, a few at once, before their destructors
+    /// run. If
     /// the invalidation fails, everything stays where it is.
     pub(crate) fn flush<E>(
         &self,
         mut invalidate: impl FnMut() -> Result<(), E>,
-        mut give_back: impl FnMut(&Entry),
+        mut give_back: impl FnMut(&[Option<Entry>]),
     ) -> Result<(), E> {
         // One invalidation serves up to CHUNK rings: the snapshots live on the stack, since a
         // flush must not allocate.
@@ -196,7 +211,7 @@ impl<P: Platform> Quarantine<P> {
     }
 
     /// Gives back a few entries that are covered; answers whether there may be more.
-    fn drain_batch(shard: &Shard<P>, give_back: &mut impl FnMut(&Entry)) -> bool {
+    fn drain_batch(shard: &Shard<P>, give_back: &mut impl FnMut(&[Option<Entry>])) -> bool {
         let mut batch: [Option<Entry>; BATCH] = [const { None }; BATCH];
         let mut ring = shard.ring.lock();
         let flushed = shard.flushed.load(Ordering::Acquire);
@@ -204,26 +219,33 @@ impl<P: Platform> Quarantine<P> {
         while count < BATCH && ring.taken < flushed {
             let slot = (ring.taken % ring.entries.len().max(1) as u64) as usize;
             batch[count] = ring.entries[slot].take().map(|(entry, _)| entry);
+            ring.bytes -= batch[count].as_ref().map_or(0, |entry| entry.lease.len());
             ring.taken += 1;
             count += 1;
         }
         drop(ring);
-        for entry in batch.iter_mut().filter_map(Option::take) {
-            give_back(&entry);
-            if let Some(release) = entry.release {
-                release.run();
-            }
-        }
+        give_back(&batch);
+        batch.into_iter().flatten().filter_map(|entry| entry.release).for_each(Release::run);
         count == BATCH
     }
 
     /// How many entries wait, in all rings.
     pub(crate) fn waiting(&self) -> u64 {
-        let count = |shard: &Shard<P>| {
-            let ring = shard.ring.lock();
-            ring.pushed - ring.taken
-        };
-        self.shards.iter().map(count).sum()
+        self.sum(|ring| ring.pushed - ring.taken)
+    }
+
+    /// How many bytes of IOVA space wait.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sum(|ring| ring.bytes)
+    }
+
+    /// How many bytes that were exposed have been unmapped into the rings so far.
+    pub(crate) fn concealed(&self) -> u64 {
+        self.sum(|ring| ring.concealed)
+    }
+
+    fn sum(&self, pick: impl Fn(&Ring) -> u64) -> u64 {
+        self.shards.iter().map(|shard| pick(&shard.ring.lock())).fold(0, u64::wrapping_add)
     }
 }
 
@@ -238,4 +260,4 @@ impl<P: Platform> Drop for Quarantine<P> {
 }
 
 #[cfg(test)]
-mod model;
+pub(super) mod model;

@@ -13,14 +13,15 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use lock_api::Mutex;
 
+use super::counters::{Account, Tally, Under};
 use super::quarantine::Quarantine;
 use super::{
     DomainConfig, DomainError, Geometry, InvalidationPolicy, Reserved, ReservedUse, Translation,
     TranslationError,
 };
 use crate::addr::{Granule, Iova, IovaRange, PhysRange};
-use crate::iova::IovaAllocator;
-use crate::mem::{PerCpu, Platform};
+use crate::iova::{IovaAllocator, IovaError};
+use crate::mem::Platform;
 use crate::table::Hint;
 
 /// One IOVA space whose addresses granule hands out.
@@ -30,19 +31,17 @@ use crate::table::Hint;
 pub struct Domain<P: Platform, T: Translation> {
     pub(super) platform: P,
     pub(super) translation: T,
-    pub(super) iova: IovaAllocator<P>,
+    pub(super) iova: IovaAllocator<P, Tally>,
     pub(super) granule: Granule,
+    /// The aperture without the granule at 0.
+    usable: IovaRange,
     pub(super) quarantine: Option<Quarantine<P>>,
     /// How many devices that are not trusted are attached, or are being attached now.
     pub(super) untrusted: AtomicUsize,
     /// Held while it is decided whether an untrusted device may join.
     pub(super) joining: Mutex<P::Lock, ()>,
-    /// Bytes exposed to the domain's devices now. Only touched by mappings that expose.
-    pub(super) exposed: AtomicU64,
     pub(super) poisoned: AtomicBool,
     pub(super) leaked: AtomicU64,
-    pub(super) waiting_bytes: AtomicU64,
-    pub(super) invalidations: PerCpu<AtomicU64>,
 }
 
 /// Where a mapping shall lie.
@@ -129,7 +128,9 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             })?,
             None => geometry.aperture,
         };
-        let iova = IovaAllocator::new(platform, granule, aperture)?;
+        let aperture =
+            aperture.align_inward(granule).ok_or(IovaError::EmptyAperture { aperture, granule })?;
+        let iova = IovaAllocator::with_shares(platform, granule, aperture, Tally::new)?;
         let quarantine = match config.policy {
             InvalidationPolicy::Strict => None,
             InvalidationPolicy::Deferred { capacity, max_age } => {
@@ -141,14 +142,12 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             translation,
             iova,
             granule,
+            usable: without_zero(aperture, granule),
             quarantine,
             untrusted: AtomicUsize::new(0),
             joining: Mutex::new(()),
-            exposed: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             leaked: AtomicU64::new(0),
-            waiting_bytes: AtomicU64::new(0),
-            invalidations: PerCpu::new(platform, || AtomicU64::new(0)),
         };
         domain.reserve_zero()?;
         for reserved in &config.reserved {
@@ -217,15 +216,13 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     }
 
     /// The addresses that can be handed out: the aperture without the granule at 0.
+    #[inline]
     pub(crate) fn usable(&self) -> IovaRange {
-        let aperture = self.aperture();
-        let zero = if aperture.start().raw() == 0 { self.granule.size() } else { 0 };
-        let rest = aperture.len().checked_sub(zero);
-        rest.and_then(|len| aperture.slice(zero, len)).unwrap_or(aperture)
+        self.usable
     }
 
     /// The allocator. Not for users: freeing what a mapping leases would break that mapping.
-    pub(crate) fn allocator(&self) -> &IovaAllocator<P> {
+    pub(crate) fn allocator(&self) -> &IovaAllocator<P, Tally> {
         &self.iova
     }
 
@@ -255,27 +252,64 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         }
     }
 
-    /// Counts bytes that a mapping is about to expose; `false` if the domain may expose nothing.
+    /// Counts a mapping in, unless it would expose something and the domain may expose nothing.
     ///
-    /// The count goes up before trust is read, and [`distrust`](Self::distrust) does it the other
-    /// way round, so that one of the two sees the other.
-    pub(crate) fn expose(&self, bytes: u64) -> bool {
-        if bytes == 0 {
-            return true;
+    /// This runs under the lock of a CPU's tally. [`distrust`](Self::distrust) takes trust away first
+    /// and takes each of these locks afterwards: a mapping that was counted in before that is seen
+    /// there, and one that comes later sees here that trust is gone. What is counted out, on whatever
+    /// CPU, was counted in before, and nothing is counted in once trust is gone, so a sum of zero
+    /// means that nothing is exposed.
+    #[inline(always)]
+    pub(super) fn admit(&self, tally: &mut Tally, account: Option<&Account<'_>>) -> bool {
+        let Some(account) = account else { return true };
+        let exposed = account.print.exposed;
+        if exposed != 0 {
+            if self.is_untrusted() {
+                return false;
+            }
+            tally.exposed = tally.exposed.wrapping_add(exposed);
         }
-        self.exposed.fetch_add(bytes, Ordering::SeqCst);
-        if self.is_untrusted() {
-            self.exposed.fetch_sub(bytes, Ordering::SeqCst);
-            return false;
-        }
+        account.counters.begin(tally.cpu, &account.print);
         true
     }
 
-    /// Takes back what [`expose`](Self::expose) counted.
-    pub(crate) fn conceal(&self, bytes: u64) {
-        if bytes != 0 {
-            self.exposed.fetch_sub(bytes, Ordering::SeqCst);
-        }
+    /// Counts in what is mapped in a range that was leased before, unless that would expose something
+    /// and the domain may expose nothing.
+    pub(crate) fn begin(&self, account: &Account<'_>) -> bool {
+        self.iova.count(|tally| self.admit(tally, Some(account)))
+    }
+
+    /// Counts a mapping out that was not made. If devices may be left with it (`stale`), what it exposes
+    /// stays exposed.
+    #[cold]
+    pub(crate) fn cancel(&self, account: &Account<'_>, stale: bool) {
+        let exposed = if stale { 0 } else { account.print.exposed };
+        self.iova.count(|tally| {
+            tally.exposed = tally.exposed.wrapping_sub(exposed);
+            account.counters.cancel(tally.cpu, &account.print);
+        });
+    }
+
+    /// Counts a mapping out. If the devices have not `lost` it, what it exposes stays exposed.
+    pub(crate) fn end(&self, account: &Account<'_>, lost: bool) {
+        let exposed = if lost { account.print.exposed } else { 0 };
+        self.iova.count(|tally| {
+            tally.exposed = tally.exposed.wrapping_sub(exposed);
+            account.counters.end(tally.cpu, Under::Map, &account.print);
+        });
+    }
+
+    /// Runs `count` with a CPU's number under the lock under which mappings are counted there.
+    pub(crate) fn counting(&self, count: impl FnOnce(usize)) {
+        self.iova.count(|tally| count(tally.cpu));
+    }
+
+    /// Bytes exposed to the domain's devices now: whole granules that mappings do not fill.
+    fn exposed(&self) -> u64 {
+        let concealed = self.quarantine.as_ref().map_or(0, Quarantine::concealed);
+        let mut exposed = 0u64.wrapping_sub(concealed);
+        self.iova.counts(|tally| exposed = exposed.wrapping_add(tally.exposed));
+        exposed
     }
 
     /// Counts in a device that is not trusted: from now on the domain exposes nothing. If it does
@@ -284,7 +318,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         // Two who join at once must not rely on each other: the first may yet be refused.
         let _one_at_a_time = self.joining.lock();
         let before = self.untrusted.fetch_add(1, Ordering::SeqCst);
-        let exposed = self.exposed.load(Ordering::SeqCst);
+        let exposed = self.exposed();
         if exposed != 0 && before == 0 {
             self.trust_again();
             return Err(exposed);
@@ -300,17 +334,17 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     /// What the domain holds and did.
     pub fn stats(&self) -> DomainStats {
         let usage = self.iova.usage();
+        let mut invalidations = 0u64;
+        self.iova.counts(|tally| invalidations = invalidations.wrapping_add(tally.invalidations));
         DomainStats {
             table_pages: self.translation.table_pages() as u64,
-            invalidations: self
-                .invalidations
-                .iter()
-                .map(|count| count.load(Ordering::Relaxed))
-                .sum(),
+            invalidations,
             quarantined: self.quarantine.as_ref().map_or(0, Quarantine::waiting),
-            quarantined_bytes: self.waiting_bytes.load(Ordering::Relaxed),
+            quarantined_bytes: self.quarantine.as_ref().map_or(0, Quarantine::bytes),
             leaked_bytes: self.leaked.load(Ordering::Relaxed),
-            exposed_bytes: self.exposed.load(Ordering::SeqCst),
+            // CPUs are read one after the other: a mapping that comes and goes meanwhile may be seen
+            // going only.
+            exposed_bytes: self.exposed().cast_signed().max(0).cast_unsigned(),
             iova_bytes: usage.live,
             poisoned: self.is_poisoned(),
         }
@@ -329,6 +363,13 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         counts.sort_unstable();
         counts
     }
+}
+
+/// An aperture without the granule at 0, unless that is all of it.
+fn without_zero(aperture: IovaRange, granule: Granule) -> IovaRange {
+    let zero = if aperture.start().raw() == 0 { granule.size() } else { 0 };
+    let rest = aperture.len().checked_sub(zero);
+    rest.and_then(|len| aperture.slice(zero, len)).unwrap_or(aperture)
 }
 
 impl<P: Platform, T: Translation> Drop for Domain<P, T> {

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use super::counters::{Account, Under};
 use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket};
 use super::{Domain, Invalidation, Mapped, Translation, TranslationError, UnitError, UnmapError};
 use crate::addr::IovaRange;
@@ -16,18 +17,39 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     ///
     /// # Safety
     /// `mapped` came from this domain and is ended once.
-    #[inline]
     pub unsafe fn unmap(&self, mapped: &Mapped) -> Result<(), UnmapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.unmap_counted(mapped, None) }
+    }
+
+    /// [`unmap`](Self::unmap), counted.
+    ///
+    /// # Safety
+    /// As [`unmap`](Self::unmap).
+    #[inline(always)]
+    pub(crate) unsafe fn unmap_counted(
+        &self,
+        mapped: &Mapped,
+        account: Option<&Account<'_>>,
+    ) -> Result<(), UnmapError> {
         // SAFETY: the mapping is live and the caller's, who ends it once.
         let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
             Ok(unmapped) => unmapped,
-            Err(cause) => return Err(self.leak(mapped, cause)),
+            Err(cause) => return Err(self.leak(mapped, cause, account)),
         };
         let request = Invalidation { range: Some(mapped.range), tables: unmapped.tables };
-        if let Err(cause) = self.invalidate(&request) {
-            return Err(self.leak(mapped, cause.into()));
+        if let Err(cause) = self.translation.invalidate(&request) {
+            return Err(self.leak(mapped, cause.into(), account));
         }
-        self.finish(mapped.lease, unmapped.tables);
+        self.reap(mapped.lease, unmapped.tables);
+        let freed = self.iova.free_counted(mapped.lease, |tally| {
+            tally.invalidations = tally.invalidations.wrapping_add(1);
+            if let Some(Account { counters, print }) = account {
+                tally.exposed = tally.exposed.wrapping_sub(print.exposed);
+                counters.end(tally.cpu, Under::Map, print);
+            }
+        });
+        debug_assert!(freed.is_ok(), "a lease is freed once, as it was taken");
         Ok(())
     }
 
@@ -46,11 +68,12 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         &self,
         mapped: &Mapped,
         release: Option<Release>,
+        account: &Account<'_>,
     ) -> Result<Option<Ticket>, UnmapError> {
         let Some(quarantine) = &self.quarantine else {
             // SAFETY: the caller's promise. If this fails the release is dropped, and never runs:
             // running it would let memory be reused that a device may still reach.
-            unsafe { self.unmap(mapped) }?;
+            unsafe { self.unmap_counted(mapped, Some(account)) }?;
             if let Some(release) = release {
                 release.run();
             }
@@ -59,35 +82,38 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         // SAFETY: the mapping is live and the caller's, who ends it once.
         let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
             Ok(unmapped) => unmapped,
-            Err(cause) => return Err(self.leak(mapped, cause)),
+            Err(cause) => return Err(self.leak(mapped, cause, Some(account))),
         };
-        let bytes = mapped.lease.len();
-        let entry = Entry { lease: mapped.lease, tables: unmapped.tables, bytes, release };
-        self.defer(quarantine, entry, mapped)
+        let entry = Entry { lease: mapped.lease, tables: unmapped.tables, release };
+        match quarantine.push(&self.platform, entry, Some(account)) {
+            Pushed::Waiting(ticket) => Ok(Some(ticket)),
+            pushed => self.defer(quarantine, pushed, mapped, account),
+        }
     }
 
+    /// Flushes for an entry that is due, or that found no room.
+    #[cold]
+    #[inline(never)]
     fn defer(
         &self,
         quarantine: &Quarantine<P>,
-        entry: Entry,
+        mut pushed: Pushed,
         mapped: &Mapped,
+        account: &Account<'_>,
     ) -> Result<Option<Ticket>, UnmapError> {
-        self.waiting_bytes.fetch_add(entry.bytes, Ordering::Relaxed);
-        let mut entry = entry;
         loop {
-            match quarantine.push(&self.platform, entry) {
+            match pushed {
                 Pushed::Waiting(ticket) => return Ok(Some(ticket)),
                 Pushed::Due(ticket) => {
                     // The entry is safe where it is; a flush that fails now is tried again.
                     let _ = self.flush();
                     return Ok(Some(ticket));
                 }
-                Pushed::Full(back) => {
-                    entry = back;
+                Pushed::Full(entry) => {
                     if let Err(cause) = self.flush() {
-                        self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
-                        return Err(self.leak(mapped, cause.into()));
+                        return Err(self.leak(mapped, cause.into(), Some(account)));
                     }
+                    pushed = quarantine.push(&self.platform, entry, Some(account));
                 }
             }
         }
@@ -104,9 +130,11 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         };
         let result = quarantine.flush(
             || self.invalidate(&Invalidation::ALL),
-            |entry| {
-                self.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
-                self.finish(entry.lease, entry.tables);
+            |batch| {
+                batch.iter().flatten().for_each(|entry| self.reap(entry.lease, entry.tables));
+                let leases = batch.iter().flatten().map(|entry| entry.lease);
+                let freed = self.iova.free_many(leases, |_, _| ());
+                debug_assert!(freed.is_ok(), "a lease is freed once, as it was taken");
             },
         );
         if result.is_err() {
@@ -149,23 +177,21 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     pub(super) fn invalidate(&self, request: &Invalidation) -> Result<(), UnitError> {
         let result = self.translation.invalidate(request);
         if result.is_ok() {
-            self.invalidations.local(&self.platform).fetch_add(1, Ordering::Relaxed);
+            self.iova.count(|tally| tally.invalidations = tally.invalidations.wrapping_add(1));
         }
         result
     }
 
-    /// What follows a completed invalidation.
+    /// Frees the tables of a range, if there are any, after a completed invalidation.
     #[inline]
-    fn finish(&self, lease: IovaRange, tables: bool) {
+    fn reap(&self, lease: IovaRange, tables: bool) {
         if tables {
             // SAFETY: an invalidation of tables that covers the range has completed, and the
             // lease keeps the range ours.
             unsafe { self.translation.reap(lease) };
         }
-        self.give_back(lease);
     }
 
-    #[inline]
     pub(super) fn give_back(&self, lease: IovaRange) {
         let freed = self.iova.free(lease);
         debug_assert!(freed.is_ok(), "a lease is freed once, as it was taken");
@@ -173,8 +199,16 @@ impl<P: Platform, T: Translation> Domain<P, T> {
 
     /// Leaves a mapping's memory and IOVA in quarantine for ever.
     #[cold]
-    fn leak(&self, mapped: &Mapped, cause: TranslationError) -> UnmapError {
+    fn leak(
+        &self,
+        mapped: &Mapped,
+        cause: TranslationError,
+        account: Option<&Account<'_>>,
+    ) -> UnmapError {
         self.poison(mapped.lease.len());
+        if let Some(account) = account {
+            self.end(account, false);
+        }
         UnmapError { range: mapped.range, cause }
     }
 

@@ -16,7 +16,7 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     ///
     /// # Errors
     /// As [`alloc`](Self::alloc); then nothing is counted.
-    #[inline]
+    #[inline(always)]
     pub fn alloc_counted(
         &self,
         request: &IovaRequest,
@@ -42,7 +42,7 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     ///
     /// # Errors
     /// As [`free`](Self::free); then nothing is counted.
-    #[inline]
+    #[inline(always)]
     pub fn free_counted(
         &self,
         range: IovaRange,
@@ -75,7 +75,7 @@ impl<P: Platform, C> IovaAllocator<P, C> {
         result
     }
 
-    #[inline]
+    #[inline(always)]
     fn free_locked(&self, shard: &mut Shard<C>, range: IovaRange) -> Result<(), IovaError> {
         let span = self.span_of(range)?;
         match span.class() {

@@ -6,7 +6,7 @@ use crate::dma::layout::{Joiner, NoPlace, Placer, Rules};
 use crate::dma::ops::{ListState, Live};
 use crate::dma::runs::whole;
 use crate::dma::{BounceReason, DmaError, MapFlags, Memory, Piece};
-use crate::domain::{Footprint, Translation};
+use crate::domain::{DomainError, Footprint, Translation};
 use crate::mem::{FrameError, Platform};
 
 /// What a list needs of the domain.
@@ -190,11 +190,6 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         state: &mut ListState,
     ) -> Result<Live, DmaError> {
         let print = gathered.print;
-        if !self.domain.expose(print.exposed) {
-            // An untrusted device joined the domain a moment ago: the caller may try again.
-            let device = self.device();
-            return Err(DmaError::NoBounce { device, reason: BounceReason::Exposure });
-        }
         let mut place = self.placement(gathered.size, flags);
         let boundary = self.core.spec.boundary;
         if boundary != 0 {
@@ -204,18 +199,23 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         }
         let pieces = state.pieces.iter().copied();
         let attrs = self.attributes(direction.access());
+        let account = self.account(print);
         // SAFETY: pieces are whole granules around the entries, or slots lent to this mapping; the
         // rest is the caller's promise.
         let mapped = unsafe {
             if gathered.gaps {
-                self.domain.map_pieces(&place, pieces, attrs)
+                self.domain.map_pieces_within(&place, pieces, attrs, Some(&account))
             } else {
-                self.domain.map_list_within(&place, pieces.map(|(_, piece)| piece), attrs)
+                let pieces = pieces.map(|(_, piece)| piece);
+                self.domain.map_list_within(&place, pieces, attrs, Some(&account))
             }
         };
-        let mapped = mapped.map_err(|cause| {
-            self.domain.conceal(print.exposed);
-            self.domain_error(cause)
+        let mapped = mapped.map_err(|cause| match cause {
+            // An untrusted device joined the domain a moment ago: the caller may try again.
+            DomainError::Exposes { .. } => {
+                DmaError::NoBounce { device: self.device(), reason: BounceReason::Exposure }
+            }
+            cause => self.domain_error(cause),
         })?;
         let base = self.dma(mapped.range.start()).raw();
         for segment in &mut state.segments {

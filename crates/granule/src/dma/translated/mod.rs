@@ -12,7 +12,9 @@ use crate::dma::ops::Live;
 use crate::dma::route::{RouteCore, SlotShape};
 use crate::dma::runs::{Runs, whole};
 use crate::dma::{BounceReason, DmaError, MapFlags, Memory};
-use crate::domain::{Domain, DomainError, Footprint, Mapped, Placement, Stream, Translation};
+use crate::domain::{
+    Account, Domain, DomainError, Footprint, Mapped, Placement, Stream, Translation, UnmapError,
+};
 use crate::mem::Platform;
 use crate::table::Fence;
 
@@ -140,24 +142,22 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         plain: &Plain,
         direction: Direction,
     ) -> Option<Result<Live, DmaError>> {
-        let exposed = plain.outer.len() - plain.phys.len();
-        if exposed != 0 && !self.domain.expose(exposed) {
+        let len = plain.phys.len();
+        let exposed = plain.outer.len() - len;
+        if exposed != 0 && self.domain.is_untrusted() {
             return None;
         }
         let place = self.placement(plain.outer.len(), MapFlags::empty());
         let attrs = self.attributes(direction.access());
+        let account = self.account(Footprint { bytes: len, exposed, ..Footprint::default() });
         // SAFETY: the caller's promise.
-        match unsafe { self.domain.map_within(&place, plain.outer, attrs, None) } {
+        match unsafe { self.domain.map_plain(&place, plain.outer, attrs, Some(&account)) } {
             Ok(mapped) => {
-                let len = plain.phys.len();
-                let print = Footprint { bytes: len, exposed, ..Footprint::default() };
                 let front = plain.phys.start().raw() - plain.outer.start().raw();
-                Some(Ok(self.live(mapped, front, len, print, None)))
+                Some(Ok(self.live(mapped, front, len, account.print, None)))
             }
-            Err(cause) => {
-                self.domain.conceal(exposed);
-                Some(Err(self.domain_error(cause)))
-            }
+            Err(DomainError::Exposes { .. }) => None,
+            Err(cause) => Some(Err(self.domain_error(cause))),
         }
     }
 
@@ -184,40 +184,45 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             Ok(fit) => fit,
             Err(reason) => return self.map_bounced(memory, len, reason, direction, flags),
         };
-        if !self.domain.expose(fit.exposed) {
-            return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
-        }
         if self.core.maintains(flags) {
             self.core.platform.sync_for_device(phys, direction);
         }
         // SAFETY: the caller's promise.
-        let live = unsafe { self.map_run(phys, &fit, direction, flags) };
-        if live.is_err() {
-            self.domain.conceal(fit.exposed);
+        match unsafe { self.map_run(phys, &fit, direction, flags) } {
+            Err(DomainError::Exposes { .. }) => {
+                self.map_bounced(memory, len, BounceReason::Exposure, direction, flags)
+            }
+            result => result.map_err(|cause| self.domain_error(cause)),
         }
-        live
     }
 
     /// Maps a run where it lies.
     ///
     /// # Safety
     /// As [`Ops::map`](crate::dma::ops::Ops::map).
-    #[inline]
     unsafe fn map_run(
         &self,
         phys: PhysRange,
         fit: &Fit,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DmaError> {
-        let place = self.placement(fit.outer.len(), flags);
+    ) -> Result<Live, DomainError> {
+        let (outer, exposed) = (fit.outer, fit.exposed);
+        let place = self.placement(outer.len(), flags);
         let attrs = self.attributes(direction.access());
+        let account =
+            self.account(Footprint { bytes: phys.len(), exposed, ..Footprint::default() });
         // SAFETY: the caller's promise.
-        let mapped = unsafe { self.domain.map(&place, fit.outer, attrs, fit.fence) };
-        let mapped = mapped.map_err(|cause| self.domain_error(cause))?;
-        let print = Footprint { bytes: phys.len(), exposed: fit.exposed, ..Footprint::default() };
-        let front = phys.start().raw() - fit.outer.start().raw();
-        Ok(self.live(mapped, front, phys.len(), print, None))
+        let mapped =
+            unsafe { self.domain.map_within(&place, outer, attrs, fit.fence, Some(&account)) }?;
+        let front = phys.start().raw() - outer.start().raw();
+        Ok(self.live(mapped, front, phys.len(), account.print, None))
+    }
+
+    /// This device's account of a mapping.
+    #[inline]
+    fn account(&self, print: Footprint) -> Account<'_> {
+        Account { counters: &self.core.counters, print }
     }
 
     #[inline]
@@ -229,18 +234,18 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         print: Footprint,
         slot: Option<RawBounceSlot>,
     ) -> Live {
-        self.core.counters.begin(&self.core.platform, &print);
         let dma = DmaAddr::new(self.dma(mapped.range.start()).raw() + front);
         Live { dma, len, mapped: Some(mapped), slot, print }
     }
 
-    /// Counts a mapping out; whether the device has lost the memory, or will with the next flush.
-    #[inline]
-    fn ended(&self, live: &Live, lost: bool) {
-        if lost {
-            self.domain.conceal(live.print.exposed);
-        }
-        self.core.counters.end(&self.core.platform, &live.print);
+    /// Ends what the domain mapped, for every caller but the shortest way.
+    ///
+    /// # Safety
+    /// As [`Ops::end`](crate::dma::ops::Ops::end).
+    #[inline(never)]
+    unsafe fn end_mapped(&self, mapped: &Mapped, print: &Footprint) -> Result<(), UnmapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.domain.unmap_counted(mapped, Some(&self.account(*print))) }
     }
 
     /// Takes a bounce slot. If the pool has none, slots of ended mappings may be waiting for a flush.
@@ -275,15 +280,14 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         let raw = slot.into_raw();
         let (data, outer) = (raw.data(), raw.outer());
         let attrs = self.attributes(direction.access());
+        let padding = outer.len() - data.len();
+        let account = self.account(Footprint { bytes: len, padding, exposed: 0, bounced: len });
+        let place = self.placement(outer.len(), flags);
         // SAFETY: the slot is whole granules that the pool lent to this mapping alone.
-        let mapped =
-            unsafe { self.domain.map(&self.placement(outer.len(), flags), outer, attrs, None) };
-        match mapped {
+        match unsafe { self.domain.map_within(&place, outer, attrs, None, Some(&account)) } {
             Ok(mapped) => {
-                let padding = outer.len() - data.len();
-                let print = Footprint { bytes: len, padding, exposed: 0, bounced: len };
                 let front = data.start().raw() - outer.start().raw();
-                Ok(self.live(mapped, front, len, print, Some(raw)))
+                Ok(self.live(mapped, front, len, account.print, Some(raw)))
             }
             Err(cause) => {
                 if !cause.is_stale() {
@@ -311,26 +315,24 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             Ok(survey) => survey,
             Err(reason) => return self.map_bounced(memory, len, reason, direction, flags),
         };
-        if !self.domain.expose(exposed) {
-            return self.map_bounced(memory, len, BounceReason::Exposure, direction, flags);
-        }
         let Some(size) = len.checked_add(exposed) else {
-            self.domain.conceal(exposed);
             return Err(DmaError::TooLong { device: self.device() });
         };
         let runs = Runs::new(&self.core.platform, memory.pieces());
         let pieces = runs.filter_map(|run| run.ok()?.align_outward(granule));
         self.core.before_device(memory, len, direction, flags);
         let attrs = self.attributes(direction.access());
+        let place = self.placement(size, flags);
+        let account = self.account(Footprint { bytes: len, exposed, ..Footprint::default() });
         // SAFETY: the survey found that the runs join at granules; the rest is the caller's
         // promise.
-        let mapped = unsafe { self.domain.map_list(&self.placement(size, flags), pieces, attrs) };
-        let mapped = mapped.map_err(|cause| {
-            self.domain.conceal(exposed);
-            self.domain_error(cause)
-        })?;
-        let print = Footprint { bytes: len, exposed, ..Footprint::default() };
-        Ok(self.live(mapped, front, len, print, None))
+        match unsafe { self.domain.map_list_within(&place, pieces, attrs, Some(&account)) } {
+            Ok(mapped) => Ok(self.live(mapped, front, len, account.print, None)),
+            Err(DomainError::Exposes { .. }) => {
+                self.map_bounced(memory, len, BounceReason::Exposure, direction, flags)
+            }
+            Err(cause) => Err(self.domain_error(cause)),
+        }
     }
 
     /// Whether the runs of a buffer join at granules: the bytes exposed at both ends, and the

@@ -12,7 +12,8 @@ use crate::dma::ops::{
 use crate::dma::route::{RouteCore, Routed};
 use crate::dma::{DmaError, MapFlags, Memory, Piece, RouteReport};
 use crate::domain::{
-    DomainStats, Footprint, Placement, Release, Ticket, Translation, UnitError, UnmapError,
+    DomainError, DomainStats, Footprint, Placement, Release, Ticket, Translation, Under, UnitError,
+    UnmapError,
 };
 use crate::iova::IovaRequest;
 use crate::mem::Platform;
@@ -102,21 +103,22 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             .align_outward(granule)
             .ok_or_else(|| DmaError::TooLong { device: self.device() })?;
         let exposed = outer.len() - range.len();
-        if !self.domain.expose(exposed) {
-            return Err(DmaError::Resource { device: self.device(), range, granule });
-        }
         let attrs = Attributes { access, kind: MemoryKind::Device };
-        // SAFETY: the caller's promise.
-        let mapped = unsafe {
-            self.domain.map(&self.placement(outer.len(), MapFlags::empty()), outer, attrs, None)
-        };
-        let mapped = mapped.map_err(|cause| {
-            self.domain.conceal(exposed);
-            self.domain_error(cause)
+        let place = self.placement(outer.len(), MapFlags::empty());
+        let account =
+            self.account(Footprint { bytes: range.len(), exposed, ..Footprint::default() });
+        let mapped = self.domain.check_reach(outer).and_then(|()| {
+            // SAFETY: the caller's promise.
+            unsafe { self.domain.map_within(&place, outer, attrs, None, Some(&account)) }
+        });
+        let mapped = mapped.map_err(|cause| match cause {
+            DomainError::Exposes { .. } => {
+                DmaError::Resource { device: self.device(), range, granule }
+            }
+            cause => self.domain_error(cause),
         })?;
-        let print = Footprint { bytes: range.len(), exposed, ..Footprint::default() };
         let front = range.start().raw() - outer.start().raw();
-        Ok(self.live(mapped, front, range.len(), print, None))
+        Ok(self.live(mapped, front, range.len(), account.print, None))
     }
 
     unsafe fn map_blocks(
@@ -159,14 +161,16 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             guard: place.guard,
             at,
         };
-        // SAFETY: the blocks are the caller's own, whole granules.
-        let mapped = unsafe {
-            self.domain.map_list(&placement, blocks.iter().copied(), self.attributes(place.access))
-        };
+        let padding = size - place.len;
+        let account = self.account(Footprint { bytes: place.len, padding, ..Footprint::default() });
+        let (memory, attrs) = (blocks.iter().copied(), self.attributes(place.access));
+        let mapped = blocks.iter().try_for_each(|block| self.domain.check_reach(*block));
+        let mapped = mapped.and_then(|()| {
+            // SAFETY: the blocks are the caller's own, whole granules.
+            unsafe { self.domain.map_list_within(&placement, memory, attrs, Some(&account)) }
+        });
         let mapped = mapped.map_err(|cause| self.domain_error(cause))?;
-        let print =
-            Footprint { bytes: place.len, padding: size - place.len, ..Footprint::default() };
-        Ok(self.live(mapped, 0, place.len, print, None))
+        Ok(self.live(mapped, 0, place.len, account.print, None))
     }
 
     unsafe fn end(&self, live: &Live) -> Result<(), UnmapError> {
@@ -174,9 +178,7 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             return Ok(());
         };
         // SAFETY: the caller's promise.
-        let result = unsafe { self.domain.unmap(mapped) };
-        self.ended(live, result.is_ok());
-        result
+        unsafe { self.end_mapped(mapped, &live.print) }
     }
 
     unsafe fn unmap(
@@ -186,8 +188,10 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         direction: Direction,
         flags: MapFlags,
     ) -> Result<(), UnmapError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.end(live) }?;
+        if let Some(mapped) = &live.mapped {
+            // SAFETY: the caller's promise.
+            unsafe { self.domain.unmap_counted(mapped, Some(&self.account(live.print))) }?;
+        }
         if live.slot.is_some() || !self.core.spec.snoops {
             // SAFETY: the caller's promise; the mapping has just ended.
             unsafe { self.settle(live, memory, direction, flags) };
@@ -204,17 +208,15 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             return Ok(None);
         };
         // SAFETY: the caller's promise.
-        let result = unsafe { self.domain.unmap_later(mapped, release) };
-        self.ended(live, result.is_ok());
-        result
+        unsafe { self.domain.unmap_later(mapped, release, &self.account(live.print)) }
     }
 
     fn join(&self, live: &Live) {
-        self.core.counters.begin(&self.core.platform, &live.print);
+        self.domain.counting(|cpu| self.core.counters.begin(cpu, &live.print));
     }
 
     fn leave(&self, live: &Live) {
-        self.core.counters.end(&self.core.platform, &live.print);
+        self.domain.counting(|cpu| self.core.counters.end(cpu, Under::Map, &live.print));
     }
 
     fn is_flushed(&self, ticket: Ticket) -> bool {
@@ -232,9 +234,10 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             return Err(DmaError::Empty { device: self.device() });
         }
         let size = granule.round_up(len).ok_or_else(too_long)?;
-        let lease = self.domain.reserve_only(&self.placement(size, MapFlags::empty()));
+        let account = self.account(Footprint::default());
+        let lease = self.domain.reserve_only(&self.placement(size, MapFlags::empty()), &account);
         let mapped = lease.map_err(|cause| self.domain_error(cause))?;
-        Ok(self.live(mapped, 0, size, Footprint::default(), None))
+        Ok(self.live(mapped, 0, size, account.print, None))
     }
 
     unsafe fn link(&self, live: &Live, link: &LinkPlace, access: Access) -> Result<(), DmaError> {
@@ -247,8 +250,8 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
                 len: live.len,
             }
         })?;
-        let print = link.print();
-        if !self.domain.expose(print.exposed) {
+        let account = self.account(link.print());
+        if !self.domain.begin(&account) {
             return Err(DmaError::Link {
                 device: self.device(),
                 offset: link.offset,
@@ -258,9 +261,8 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
         // SAFETY: the part is leased and unmapped; the rest is the caller's promise.
         let linked = unsafe { self.domain.link(part, link.outer, self.attributes(access)) };
-        match linked {
-            Ok(()) => self.core.counters.begin(&self.core.platform, &print),
-            Err(_) => self.domain.conceal(print.exposed),
+        if let Err(cause) = &linked {
+            self.domain.cancel(&account, cause.is_stale());
         }
         linked.map_err(|cause| self.domain_error(cause))
     }
@@ -270,10 +272,7 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         let Some(part) = part else { return Ok(()) };
         // SAFETY: the caller's promise.
         let result = unsafe { self.domain.unlink(part) };
-        if result.is_ok() {
-            self.domain.conceal(link.print().exposed);
-        }
-        self.core.counters.end(&self.core.platform, &link.print());
+        self.domain.end(&self.account(link.print()), result.is_ok());
         result
     }
 

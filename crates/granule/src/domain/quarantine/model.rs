@@ -14,7 +14,7 @@ use crate::effort::effort;
 use crate::mem::{FrameError, FrameRequest, Platform};
 
 /// A spin lock whose every step the scheduler sees.
-struct Lock(AtomicBool);
+pub(in crate::domain) struct Lock(AtomicBool);
 
 // SAFETY: one holder at a time, by compare-and-swap.
 unsafe impl lock_api::RawMutex for Lock {
@@ -39,11 +39,11 @@ unsafe impl lock_api::RawMutex for Lock {
 
 std::thread_local! {
     /// Shuttle runs all its threads on one: whoever pushes says first on which CPU.
-    static CPU: Cell<usize> = const { Cell::new(0) };
+    pub(in crate::domain) static CPU: Cell<usize> = const { Cell::new(0) };
 }
 
 #[derive(Clone)]
-struct Cpus;
+pub(in crate::domain) struct Cpus;
 
 // SAFETY: no frames are ever allocated, and `cpu` is reduced below `cpus`.
 unsafe impl Platform for Cpus {
@@ -129,7 +129,10 @@ impl World {
 }
 
 fn flush(world: &World, rings: &Quarantine<Cpus>) -> Result<(), ()> {
-    rings.flush(|| world.invalidate(), |entry| world.lease(entry))
+    rings.flush(
+        || world.invalidate(),
+        |batch| batch.iter().flatten().for_each(|entry| world.lease(entry)),
+    )
 }
 
 fn unmap(world: &Arc<World>, rings: &Quarantine<Cpus>, cpu: usize, id: usize) -> Ticket {
@@ -137,10 +140,10 @@ fn unmap(world: &Arc<World>, rings: &Quarantine<Cpus>, cpu: usize, id: usize) ->
     let owner = world.clone();
     let lease = IovaRange::new(Iova::new((id as u64) << 12), 4096).expect("a legal range");
     let release = Some(Release::new(move || owner.release(id)));
-    let mut entry = Entry { lease, tables: false, bytes: 4096, release };
+    let mut entry = Entry { lease, tables: false, release };
     loop {
         CPU.set(cpu);
-        match rings.push(&Cpus, entry) {
+        match rings.push(&Cpus, entry, None) {
             Pushed::Waiting(ticket) | Pushed::Due(ticket) => return ticket,
             Pushed::Full(back) => {
                 entry = back;
@@ -178,7 +181,7 @@ fn scenario(failures: u32) {
     }
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
     while flush(&world, &rings).is_err() {}
-    assert_eq!(rings.waiting(), 0);
+    assert_eq!((rings.waiting(), rings.bytes()), (0, 0));
     let all = State { unmapped: true, forgotten: true, leases: 1, releases: 1 };
     world.with(|entries| assert!(entries.iter().all(|state| *state == all), "{entries:?}"));
 }
