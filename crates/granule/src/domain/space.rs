@@ -344,7 +344,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
             leaked_bytes: self.leaked.load(Ordering::Relaxed),
             // CPUs are read one after the other: a mapping that comes and goes meanwhile may be seen
             // going only.
-            exposed_bytes: self.exposed().cast_signed().max(0).cast_unsigned(),
+            exposed_bytes: (self.exposed() as i64).max(0) as u64,
             iova_bytes: usage.live,
             poisoned: self.is_poisoned(),
         }
