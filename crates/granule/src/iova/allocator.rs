@@ -126,27 +126,37 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     /// [`IovaError::WindowOutside`], [`IovaError::TooLarge`] and [`IovaError::WindowTooSmall`] for
     /// what can never be met here; [`IovaError::Full`] and [`IovaError::Fragmented`] for what
     /// cannot be met now; [`IovaError::OutOfMemory`] if the bookkeeping finds no memory.
-    #[inline]
+    #[inline(always)]
     pub fn alloc(&self, request: &IovaRequest) -> Result<Iova, IovaError> {
-        let len = self.granules(request)?;
-        let share = self.shares.local(&self.platform);
-        let start = if self.is_open(request) {
-            share.front.take(len, |_| true)
-        } else {
-            share.front.take(len, |start| self.fits(request, start, len))
-        };
-        if let Some(start) = start {
-            return Ok(Iova::new(start << self.granule.shift()));
+        match self.alloc_front(request) {
+            Some(start) => Ok(Iova::new(start << self.granule.shift())),
+            None => self.alloc_behind(request),
         }
-        self.alloc_behind(len, request)
     }
 
-    /// From what lies behind the front.
+    /// From the front of this CPU, if any range of its size will do. Small, since it is inlined: what
+    /// else is to be thought of, a wrong request included, is left to what lies behind.
+    #[inline(always)]
+    fn alloc_front(&self, request: &IovaRequest) -> Option<u64> {
+        if !(request.align.is_power_of_two() && self.is_open(request)) {
+            return None;
+        }
+        // A size of zero becomes a length that no word is for.
+        let len = (request.size.wrapping_sub(1) >> self.granule.shift()) + 1;
+        self.shares.local(&self.platform).front.take(len, |_| true)
+    }
+
+    /// From what lies behind the front, or from the front if its range happens to fit.
     #[inline(never)]
-    fn alloc_behind(&self, len: u64, request: &IovaRequest) -> Result<Iova, IovaError> {
-        let shard = &self.shares.local(&self.platform).shard;
+    fn alloc_behind(&self, request: &IovaRequest) -> Result<Iova, IovaError> {
+        let len = self.granules(request)?;
+        let share = self.shares.local(&self.platform);
+        let fits = |start| !self.is_open(request) && self.fits(request, start, len);
+        if let Some(start) = share.front.take(len, fits) {
+            return Ok(Iova::new(start << self.granule.shift()));
+        }
         if let Some(class) = Class::of(len) {
-            let mut shard = shard.lock();
+            let mut shard = share.shard.lock();
             if let Some(iova) = self.pop(&mut shard, class, len, request) {
                 return Ok(iova);
             }
@@ -196,9 +206,20 @@ impl<P: Platform, C> IovaAllocator<P, C> {
         let start = if self.is_open(request) {
             magazines.pop(class)
         } else {
-            magazines.pop_if(class, |start| self.fits(request, start, len))
+            self.pop_fitting(magazines, class, len, request)
         }?;
         Some(Iova::new(start << self.granule.shift()))
+    }
+
+    #[inline(never)]
+    fn pop_fitting(
+        &self,
+        magazines: &mut Magazines,
+        class: Class,
+        len: u64,
+        request: &IovaRequest,
+    ) -> Option<u64> {
+        magazines.pop_if(class, |start| self.fits(request, start, len))
     }
 
     /// Allocates exactly `range`, all or nothing.
@@ -241,26 +262,32 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     /// # Errors
     /// [`IovaError::Misaligned`] and [`IovaError::OutsideAperture`] for what cannot have been
     /// allocated here; [`IovaError::NotAllocated`] where that is noticed.
-    #[inline]
+    #[inline(always)]
     pub fn free(&self, range: IovaRange) -> Result<(), IovaError> {
-        let span = self.span_of(range)?;
-        let share = self.shares.local(&self.platform);
-        if span.is_natural() && share.front.put(span.len(), span.low) {
-            return Ok(());
+        if self.free_front(range) { Ok(()) } else { self.free_behind(range) }
+    }
+
+    /// Into the front of this CPU; false if there is anything else to think of.
+    #[inline(always)]
+    fn free_front(&self, range: IovaRange) -> bool {
+        let (start, bytes) = (range.start().raw(), range.len());
+        let natural = start & (bytes - 1) == 0 && bytes & self.granule.mask() == 0;
+        if !(natural && self.aperture.contains_range(&range)) {
+            return false;
         }
-        self.free_behind(&share.shard, range, span)
+        let shift = self.granule.shift();
+        self.shares.local(&self.platform).front.put(bytes >> shift, start >> shift)
     }
 
     /// Into what lies behind the front.
     #[inline(never)]
-    fn free_behind(
-        &self,
-        shard: &Mutex<P::Lock, Shard<C>>,
-        range: IovaRange,
-        span: Span,
-    ) -> Result<(), IovaError> {
+    fn free_behind(&self, range: IovaRange) -> Result<(), IovaError> {
+        let span = self.span_of(range)?;
         match span.class() {
-            Some(class) => self.push(&mut shard.lock(), class, range, span),
+            Some(class) => {
+                let mut shard = self.shares.local(&self.platform).shard.lock();
+                self.push(&mut shard, class, range, span)
+            }
             None => self.free_uncached(range, span),
         }
     }
@@ -327,14 +354,19 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     /// A caller's range in granules.
     #[inline]
     pub(super) fn span_of(&self, range: IovaRange) -> Result<Span, IovaError> {
-        if !range.is_aligned(self.granule) {
-            return Err(IovaError::Misaligned { range, granule: self.granule });
-        }
-        if !self.aperture.contains_range(&range) {
-            return Err(IovaError::OutsideAperture { range, aperture: self.aperture });
+        if !range.is_aligned(self.granule) || !self.aperture.contains_range(&range) {
+            return Err(self.no_span(range));
         }
         let shift = self.granule.shift();
         Ok(Span::new(range.start().raw() >> shift, range.len() >> shift))
+    }
+
+    #[cold]
+    fn no_span(&self, range: IovaRange) -> IovaError {
+        if !range.is_aligned(self.granule) {
+            return IovaError::Misaligned { range, granule: self.granule };
+        }
+        IovaError::OutsideAperture { range, aperture: self.aperture }
     }
 }
 
