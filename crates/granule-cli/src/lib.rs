@@ -6,7 +6,7 @@
 //! | `args`, `size` | the command line |
 //! | `error` | why it refuses, with a kind for programs and a message for people |
 //! | `text`, `output` | addresses and sizes as people read them; files that are whole or not there |
-//! | `board`, `walk`, `share`, `replay`, `record`, `doctor`, `man` | the commands |
+//! | `board`, `walk`, `share`, `replay`, `record`, `doctor`, `soak`, `man` | the commands |
 //! | `live` | `share` on this machine's devices |
 //! | `figures` | what a replay measured, as tables |
 //! | `interrupt` | Ctrl-C |
@@ -31,6 +31,7 @@ mod record;
 mod replay;
 mod share;
 mod size;
+mod soak;
 mod text;
 mod walk;
 
@@ -58,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Walk(args) => walk::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Record(args) => record::run(args),
+        Command::Soak(args) => soak::run(args),
         Command::Completions(args) => Ok(completions(args.shell)),
         Command::Man(args) => man::run(args),
     };

@@ -10,6 +10,7 @@ mod man;
 mod record;
 mod replay;
 mod share;
+mod soak;
 mod walk;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +22,7 @@ pub(crate) use man::ManArgs;
 pub(crate) use record::RecordArgs;
 pub(crate) use replay::ReplayArgs;
 pub(crate) use share::ShareArgs;
+pub(crate) use soak::SoakArgs;
 pub(crate) use walk::WalkArgs;
 
 const EXAMPLES: &str = "\
@@ -51,6 +53,7 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     Record(RecordArgs),
     Doctor(DoctorArgs),
+    Soak(SoakArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -64,7 +67,7 @@ impl Command {
             Self::Walk(args) => args.json,
             Self::Replay(args) => args.json,
             Self::Doctor(args) => args.json,
-            Self::Record(_) | Self::Completions(_) | Self::Man(_) => false,
+            Self::Record(_) | Self::Soak(_) | Self::Completions(_) | Self::Man(_) => false,
         }
     }
 }
