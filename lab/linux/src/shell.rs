@@ -67,6 +67,12 @@ impl Outcome {
         holds
     }
 
+    /// Checks that it printed all of these.
+    pub(crate) fn prints(&self, report: &mut Report, what: &str, words: &[&str]) {
+        let missing = missing(&self.out, words);
+        report.check(what, missing.is_empty(), || format!("{missing:?} not in {}", self.out));
+    }
+
     /// Checks that it was refused: an exit code that says so, nothing but an error in words, which
     /// has all of these.
     pub(crate) fn is_refused(&self, report: &mut Report, what: &str, words: &[&str]) {

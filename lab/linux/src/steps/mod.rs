@@ -1,7 +1,10 @@
 //! What the guest does. A step makes at least one check, or it failed.
 
 mod dma;
+mod doctor;
+mod nvme;
 mod refusals;
+mod share;
 mod users;
 
 use crate::{Failure, Guest};
@@ -15,8 +18,11 @@ const STEPS: &[(&str, Step)] = &[
     ("no-iommufd", refusals::no_iommufd),
     ("other-driver", refusals::other_driver),
     ("one-group", refusals::one_group),
+    ("doctor", doctor::examine),
+    ("share", share::share),
     ("dma", dma::copy),
     ("late-dma", dma::late),
+    ("nvme", nvme::read),
     ("permission", users::permission),
     ("memlock", users::memlock),
     ("mapping-limit", refusals::mapping_limit),

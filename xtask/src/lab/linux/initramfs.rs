@@ -53,16 +53,22 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| path.display().to_string())
 }
 
-/// Builds the guest's programs.
+/// Builds the command `granule`, the example for NVMe and the guest's own program.
 fn programs(chores: &Chores, folder: &Path) -> Result<Vec<PathBuf>> {
     let sh = &chores.sh;
     let folder = folder.join("build");
     let _flags = sh.push_env(FLAGS.0, FLAGS.1);
     let _strip = sh.push_env("CARGO_PROFILE_RELEASE_STRIP", "true");
     let build = ["build", "--quiet", "--release", "--target", TARGET];
-    cmd!(sh, "cargo {build...} --target-dir {folder} -p granule-lab-linux").run()?;
+    for what in [
+        &["-p", "granule-cli", "--bin", "granule"][..],
+        &["-p", "granule-linux", "--example", "nvme_identify"],
+        &["-p", "granule-lab-linux"],
+    ] {
+        cmd!(sh, "cargo {build...} --target-dir {folder} {what...}").run()?;
+    }
     let built = folder.join(TARGET).join("release");
-    let names = ["granule-lab-linux"];
+    let names = ["granule", "examples/nvme_identify", "granule-lab-linux"];
     Ok(names.iter().map(|name| built.join(name)).collect())
 }
 
