@@ -14,6 +14,7 @@ use granule_sim::platform::{CpuConfig, SimPlatform};
 use granule_sim::unit::SimUnit;
 use granule_sim::walk::SimFormat;
 
+use super::budget::Share;
 use crate::ReplayError;
 use crate::options::Invalidate;
 
@@ -34,8 +35,6 @@ pub(super) struct Settings {
     pub(super) iova_bits: u32,
     /// The size of the bounce pool, if some device may need one.
     pub(super) bounce_pool: Option<u64>,
-    /// How much memory may be resident before what is in it is forgotten.
-    pub(super) resident: u64,
 }
 
 /// A machine with an IOMMU of one format.
@@ -44,6 +43,8 @@ pub(super) struct Board {
     iommu: Arc<Iommu<SimPlatform, SimUnit>>,
     recorded: PhysRange,
     settings: Settings,
+    /// What of the machine's memory may be resident.
+    share: Share,
     granule: Granule,
     pool: Option<Arc<BouncePool<SimPlatform>>>,
     devices: u32,
@@ -65,7 +66,7 @@ fn failed(cause: impl ToString) -> ReplayError {
 }
 
 impl Board {
-    pub(super) fn new(settings: Settings) -> Result<Self, ReplayError> {
+    pub(super) fn new(settings: Settings, share: Share) -> Result<Self, ReplayError> {
         let format: SimFormat = settings.format.name().parse().map_err(failed)?;
         let Limits { granule, input_bits, output_bits } = settings.format.visit(LimitsOf);
         let input_bits = settings.iova_bits.clamp(input_bits.0, input_bits.1);
@@ -87,8 +88,17 @@ impl Board {
         let model = machine.iommu("iommu").ok_or_else(|| failed("the IOMMU is missing"))?;
         let unit = SimUnit::new(model).ok_or_else(|| failed("the format is not granule's"))?;
         let iommu = Iommu::new(unit);
-        let mut board =
-            Self { machine, iommu, recorded, settings, granule, pool: None, devices: 0, kept: 0 };
+        let mut board = Self {
+            machine,
+            iommu,
+            recorded,
+            settings,
+            share,
+            granule,
+            pool: None,
+            devices: 0,
+            kept: 0,
+        };
         // Now, while the machines are made one by one: a new pool is zeroed, and resident for as long.
         board.pool = settings.bounce_pool.map(|size| board.pool(size)).transpose()?;
         Ok(board)
@@ -134,13 +144,14 @@ impl Board {
     /// meaning; that it was copied is what costs, and stays done.
     pub(super) fn forget(&mut self) -> Result<(), ReplayError> {
         let resident = || self.machine.ram().resident().map_err(failed);
-        if resident()?.saturating_sub(self.kept) <= self.settings.resident {
+        if !self.share.is_over(resident()?.saturating_sub(self.kept)) {
             return Ok(());
         }
         self.discard([self.recorded])?;
         self.pool.iter().try_for_each(|pool| self.discard(pool.ranges()))?;
         // Page tables and coherent buffers stay.
         self.kept = resident()?;
+        self.share.is_over(0);
         Ok(())
     }
 

@@ -13,6 +13,7 @@
 //! IOTLB stays empty and an invalidation costs next to nothing. What it would cost on hardware is
 //! not measured: invalidations are counted instead.
 
+mod budget;
 mod crew;
 mod device;
 mod machine;
@@ -34,6 +35,7 @@ use crate::join::Joiner;
 use crate::options::{Options, Progress, Untrusted};
 use crate::reader::{Event, EventKind, Input, Reader};
 use crate::results::{Counts, DeviceCounts, Phase, Results, Stopped, Trace};
+use budget::Share;
 use crew::{Crew, Step};
 use machine::Settings;
 use run::Runner;
@@ -42,7 +44,7 @@ use run::Runner;
 const TOLD: u64 = 1024;
 /// How much of the simulated machines' memory may be the host's at once, in bytes, beside what lives
 /// in it: page tables, coherent buffers.
-const RESIDENT: u64 = 48 << 20;
+const RESIDENT: u64 = 68 << 20;
 
 /// Replays a trace.
 ///
@@ -52,17 +54,17 @@ const RESIDENT: u64 = 48 << 20;
 pub fn replay(input: Input, mut options: Options) -> Result<Results, ReplayError> {
     let begun = Instant::now();
     let formats = options.formats()?;
-    let resident = RESIDENT / formats.len().max(1) as u64;
+    let shares = Share::of(RESIDENT, formats.len());
     let bounces = !matches!(options.untrusted, Untrusted::None);
-    let runners = formats.into_iter().map(|format| {
-        Runner::new(Settings {
+    let runners = formats.into_iter().zip(shares).map(|(format, share)| {
+        let settings = Settings {
             format,
             cpu_page: options.cpu_page.unwrap_or(Granule::K4),
             invalidate: options.invalidate,
             iova_bits: options.iova_bits.unwrap_or(32),
             bounce_pool: bounces.then(|| options.bounce_pool.unwrap_or(64 << 20)),
-            resident,
-        })
+        };
+        Runner::new(settings, share)
     });
     let runners = runners.collect::<Result<_, _>>()?;
     let mut replay = Replay {

@@ -1,5 +1,6 @@
 //! One run: the trace on one machine.
 
+use super::budget::Share;
 use super::device::{NotDone, Replayed};
 use super::machine::{Board, Settings};
 use super::series::IovaMap;
@@ -26,9 +27,9 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub(super) fn new(settings: Settings) -> Result<Self, ReplayError> {
+    pub(super) fn new(settings: Settings, share: Share) -> Result<Self, ReplayError> {
         Ok(Self {
-            board: Board::new(settings)?,
+            board: Board::new(settings, share)?,
             settings,
             devices: Vec::new(),
             all: Tracker::default(),
