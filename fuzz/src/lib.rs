@@ -33,7 +33,7 @@ pub mod walk;
 /// # Panics
 /// If the target does, or a file cannot be read.
 pub fn replay_files(run: fn(&[u8])) {
-    for path in std::env::args_os().skip(1) {
+    for path in std::env::args_os().skip(1).map(std::path::PathBuf::from) {
         println!("{}", path.display());
         run(&std::fs::read(&path).expect("a file"));
     }

@@ -125,8 +125,7 @@ mod tests {
 
     fn report() -> Report {
         let row = |by: &str, of: &str, ns| Row::new(by, of, Sample::of(vec![ns]));
-        let mut report = Report::default();
-        report.rows = vec![
+        let rows = vec![
             row("granule", "iova/pair/4K", 10.0),
             row("linux", "iova/pair/4K", 25.0),
             row("slow", "iova/pair/4K", 45.0),
@@ -134,7 +133,7 @@ mod tests {
             row("granule", "table/lpae4k/map/512", 0.4),
             row("granule", "floor/store", 0.25),
         ];
-        report
+        Report { rows, ..Report::default() }
     }
 
     #[test]

@@ -24,6 +24,11 @@ fn random(seed: u64, steps: usize) -> Vec<Step> {
     (0..steps).map(|_| step()).collect()
 }
 
+/// One of how many cases is tried: `all` in a run that may take minutes, `usual` in `cargo test`.
+fn sparse(all: usize, usual: usize) -> usize {
+    if percent() > 100 { all } else { usual }
+}
+
 /// A share of a million steps over the cases, at the effort of `cargo xtask trust`.
 #[test]
 fn random_programs_agree_with_the_model() {
@@ -46,12 +51,13 @@ fn random_programs_agree_with_the_model() {
     assert!(!full() || (sum.steps >= 10_000 && sum.refused > 50 && sum.unmaps > 3000));
 }
 
-/// For every k: the k-th table page, and the k-th invalidation, of 200 calls (40 at usual effort). What failed has mapped
-/// nothing; what quarantine holds is never handed out; the device reaches nothing else.
+/// For every k: the k-th table page, and the k-th invalidation, of 200 calls (at usual effort of 40, and
+/// of fewer cases). What failed has mapped nothing; what quarantine holds is never handed out; the
+/// device reaches nothing else.
 #[test]
 fn every_fault_of_a_program_is_survived() {
     let mut sum = Tried::default();
-    for (index, one) in Case::all().iter().map(case).enumerate().step_by(6) {
+    for (index, one) in Case::all().iter().map(case).enumerate().step_by(sparse(6, 18)) {
         let mut one = one;
         one.caching_mode = true; // Maps invalidate too.
         one.span = if index % 4 == 0 { Span::One } else { Span::Mirror };
@@ -67,19 +73,19 @@ fn every_fault_of_a_program_is_survived() {
         }
     }
     println!("faults: {sum:?}");
-    assert!(!full() || sum.faults > 300, "{sum:?}");
+    assert!(!full() || sum.faults > 100, "{sum:?}");
 }
 
 /// A hostile device fills its caches and shows its whole reach after every single call.
 #[test]
 fn between_any_two_calls_the_device_reaches_what_the_model_says() {
     let mut sum = Tried::default();
-    for (index, one) in Case::all().iter().map(case).enumerate() {
+    for (index, one) in Case::all().iter().map(case).enumerate().step_by(sparse(1, 4)) {
         for round in 0..effort(1) {
             let steps = random(u64::from(round) << 32 | index as u64, 60);
             sum.add(&run(&one, &steps, 1, None));
         }
     }
     println!("hostile: {sum:?}");
-    assert!(!full() || sum.probes > 1000, "{sum:?}");
+    assert!(!full() || sum.probes > 250, "{sum:?}");
 }

@@ -157,7 +157,7 @@ impl<'m> Worker<'m> {
         };
         let config = DomainConfig { policy, ..DomainConfig::default() };
         let refused = |cause| CliError::Domain { device: name.clone(), cause };
-        let tables = Paged::<Dart1, _, _>::new(machine.platform(), &[iommu.clone()])
+        let tables = Paged::<Dart1, _, _>::new(machine.platform(), std::slice::from_ref(iommu))
             .map_err(|cause| refused(cause.into()))?;
         let domain = Domain::new(machine.platform(), tables, &config).map_err(refused)?;
         let spec = DeviceSpec::new(&name).untrusted();
