@@ -46,6 +46,9 @@ pub(super) struct Counts {
     pub(super) recoveries: u64,
     pub(super) verified: u64,
     pub(super) late: u64,
+    /// Bytes that were not given back at the end of rounds in which the hardware always answered.
+    pub(super) leaked: u64,
+    /// The same of the other rounds: what a failed invalidation keeps out of use.
     pub(super) kept: u64,
     pub(super) peak: u64,
 }
@@ -59,6 +62,7 @@ impl Counts {
         self.recoveries += other.recoveries;
         self.verified += other.verified;
         self.late += other.late;
+        self.leaked += other.leaked;
         self.kept += other.kept;
         self.peak = self.peak.max(other.peak);
     }
@@ -110,7 +114,8 @@ pub(super) fn round(settings: &Settings) -> Result<Counts, CliError> {
     sum.injected = machine.faults().fired();
     sum.peak = peak.into_inner();
     let problems = machine.problems();
-    sum.kept = machine.frames().live_bytes();
+    let left = machine.frames().live_bytes();
+    (sum.leaked, sum.kept) = if settings.answers { (left, 0) } else { (0, left) };
     let leaks = if settings.answers { problems.first() } else { None };
     match leaks {
         Some(problem) => Err(wrong(format!("seed {}: {problem}", settings.seed))),

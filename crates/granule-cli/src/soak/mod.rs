@@ -67,10 +67,9 @@ fn summary(
          operations       {}\n\
          faults injected  {} ({} calls failed, all survived)\n\
          recoveries       {}\n\
-         bytes verified   {}\n\
+         bytes verified   {}: the first wrong one ends a run with an error\n\
          late DMA         {} attempts, all blocked\n\
-         wrong bytes      0\n\
-         leaks            0 where the hardware answered; {} B kept out of use where it did not\n\
+         leaks            {} B where the hardware answered; {} B kept out of use where it did not\n\
          peak memory      {early} B in the first 8 rounds, {late} B in all\n\
          go on with       granule soak --seed {next}\n",
         took.as_secs_f64(),
@@ -83,6 +82,7 @@ fn summary(
         sum.recoveries,
         sum.verified,
         sum.late,
+        sum.leaked,
         sum.kept,
     )
 }
