@@ -128,37 +128,45 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     /// cannot be met now; [`IovaError::OutOfMemory`] if the bookkeeping finds no memory.
     #[inline(always)]
     pub fn alloc(&self, request: &IovaRequest) -> Result<Iova, IovaError> {
-        match self.alloc_front(request) {
-            Some(start) => Ok(Iova::new(start << self.granule.shift())),
-            None => self.alloc_behind(request),
+        if request.align.is_power_of_two() && self.is_open(request) {
+            // A size of zero becomes a length that no word and no class is for.
+            let len = (request.size.wrapping_sub(1) >> self.granule.shift()) + 1;
+            let share = self.shares.local(&self.platform);
+            if let Some(start) = share.front.take(len, |_| true) {
+                return Ok(Iova::new(start << self.granule.shift()));
+            }
+            if let Some(start) = self.pop_open(share, len) {
+                return Ok(Iova::new(start << self.granule.shift()));
+            }
         }
+        // What else is to be thought of, a wrong request included.
+        self.alloc_behind(request)
     }
 
-    /// From the front of this CPU, if any range of its size will do. Small, since it is inlined: what
-    /// else is to be thought of, a wrong request included, is left to what lies behind.
-    #[inline(always)]
-    fn alloc_front(&self, request: &IovaRequest) -> Option<u64> {
-        if !(request.align.is_power_of_two() && self.is_open(request)) {
-            return None;
-        }
-        // A size of zero becomes a length that no word is for.
-        let len = (request.size.wrapping_sub(1) >> self.granule.shift()) + 1;
-        self.shares.local(&self.platform).front.take(len, |_| true)
+    /// From the magazines, or from the depot by way of them.
+    #[inline(never)]
+    fn pop_open(&self, share: &Share<P, C>, len: u64) -> Option<u64> {
+        let class = Class::of(len)?;
+        let mut shard = share.shard.lock();
+        let magazines = shard.magazines()?;
+        magazines.pop(class).or_else(|| self.pop_depot(magazines, class))
     }
 
-    /// From what lies behind the front, or from the front if its range happens to fit.
+    /// From the front or a magazine if a range there happens to fit a narrow request, else from the tree.
     #[inline(never)]
     fn alloc_behind(&self, request: &IovaRequest) -> Result<Iova, IovaError> {
         let len = self.granules(request)?;
-        let share = self.shares.local(&self.platform);
-        let fits = |start| !self.is_open(request) && self.fits(request, start, len);
-        if let Some(start) = share.front.take(len, fits) {
-            return Ok(Iova::new(start << self.granule.shift()));
-        }
-        if let Some(class) = Class::of(len) {
-            let mut shard = share.shard.lock();
-            if let Some(iova) = self.pop(&mut shard, class, len, request) {
-                return Ok(iova);
+        if !self.is_open(request) {
+            let share = self.shares.local(&self.platform);
+            let fits = |start| self.fits(request, start, len);
+            if let Some(start) = share.front.take(len, fits) {
+                return Ok(Iova::new(start << self.granule.shift()));
+            }
+            if let Some(class) = Class::of(len) {
+                let mut shard = share.shard.lock();
+                if let Some(iova) = self.pop(&mut shard, class, len, request) {
+                    return Ok(iova);
+                }
             }
         }
         self.alloc_uncached(len, request)
@@ -203,22 +211,27 @@ impl<P: Platform, C> IovaAllocator<P, C> {
         request: &IovaRequest,
     ) -> Option<Iova> {
         let magazines = shard.magazines()?;
-        let start = if self.is_open(request) {
-            magazines.pop(class)
-        } else {
-            self.pop_fitting(magazines, class, len, request)
-        }?;
+        if self.is_open(request) {
+            if let Some(start) = magazines.pop(class) {
+                return Some(Iova::new(start << self.granule.shift()));
+            }
+        }
+        let start = self.pop_else(magazines, class, len, request)?;
         Some(Iova::new(start << self.granule.shift()))
     }
 
+    /// What fits a narrow request, or what the depot has for any other.
     #[inline(never)]
-    fn pop_fitting(
+    fn pop_else(
         &self,
         magazines: &mut Magazines,
         class: Class,
         len: u64,
         request: &IovaRequest,
     ) -> Option<u64> {
+        if self.is_open(request) {
+            return self.pop_depot(magazines, class);
+        }
         magazines.pop_if(class, |start| self.fits(request, start, len))
     }
 
@@ -264,22 +277,37 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     /// allocated here; [`IovaError::NotAllocated`] where that is noticed.
     #[inline(always)]
     pub fn free(&self, range: IovaRange) -> Result<(), IovaError> {
-        if self.free_front(range) { Ok(()) } else { self.free_behind(range) }
+        if self.free_open(range) { Ok(()) } else { self.free_behind(range) }
     }
 
-    /// Into the front of this CPU; false if there is anything else to think of.
+    /// To what this CPU has at hand; false if there is anything else to think of.
     #[inline(always)]
-    fn free_front(&self, range: IovaRange) -> bool {
+    fn free_open(&self, range: IovaRange) -> bool {
         let (start, bytes) = (range.start().raw(), range.len());
-        let natural = start & (bytes - 1) == 0 && bytes & self.granule.mask() == 0;
-        if !(natural && self.aperture.contains_range(&range)) {
+        if bytes & self.granule.mask() != 0 || !self.aperture.contains_range(&range) {
             return false;
         }
+        let share = self.shares.local(&self.platform);
         let shift = self.granule.shift();
-        self.shares.local(&self.platform).front.put(bytes >> shift, start >> shift)
+        // The front takes powers of two alone.
+        if start & (bytes - 1) == 0 && share.front.put(bytes >> shift, start >> shift) {
+            return true;
+        }
+        start & self.granule.mask() == 0 && self.push_open(share, start >> shift, bytes >> shift)
     }
 
-    /// Into what lies behind the front.
+    /// Into the magazines, if need be by way of them into the depot.
+    #[inline(never)]
+    fn push_open(&self, share: &Share<P, C>, low: u64, len: u64) -> bool {
+        let Some(class) = Class::of(len).filter(|class| class.is_natural(low)) else {
+            return false;
+        };
+        let mut shard = share.shard.lock();
+        let Some(magazines) = shard.magazines() else { return false };
+        magazines.push(class, low) || self.push_depot(magazines, class, low)
+    }
+
+    /// What [`free_open`](Self::free_open) leaves: mistakes, and what goes to the tree.
     #[inline(never)]
     fn free_behind(&self, range: IovaRange) -> Result<(), IovaError> {
         let span = self.span_of(range)?;
@@ -331,6 +359,7 @@ impl<P: Platform, C> IovaAllocator<P, C> {
         let (in_tree, reserved) = (space.free(), space.reserved());
         let largest = space.extents(self.bounds()).longest;
         memory += space.bytes();
+        cached += space.in_depot();
         drop(space);
         let shift = self.granule.shift();
         let free = in_tree + cached;

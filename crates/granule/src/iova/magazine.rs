@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::mem::size_of;
 
 /// The number of classes.
-const CLASSES: usize = 68;
+pub(super) const CLASSES: usize = 68;
 /// The largest size that has a class for every number of granules.
 const DENSE: u64 = 64;
 /// The largest size that has a class at all: 4 MiB in granules of 4 KiB.
@@ -39,32 +39,44 @@ const fn depth_of_class(class: usize) -> usize {
     }
 }
 
-/// Where each class begins in the common array; the last entry is its length.
-const BASE: [u16; CLASSES + 1] = {
-    let mut base = [0; CLASSES + 1];
-    let mut class = 0;
-    while class < CLASSES {
-        base[class + 1] = base[class] + depth_of_class(class) as u16;
-        class += 1;
+/// All classes, one behind the other in the common array.
+static TABLE: [Place; CLASSES] = PLACES;
+
+const PLACES: [Place; CLASSES] = {
+    let mut table = [Place { index: 0, base: 0, end: 0, mask: 0 }; CLASSES];
+    let (mut index, mut base) = (0, 0);
+    while index < CLASSES {
+        let end = base + depth_of_class(index) as u16;
+        let mask = size_of_class(index).next_power_of_two() as u16 - 1;
+        table[index] = Place { index: index as u8, base, end, mask };
+        base = end;
+        index += 1;
     }
-    base
+    table
 };
 
 const _: () = assert!(size_of::<Magazines>() + Magazines::HEAP_BYTES <= 10 * 1024 - 128);
 
-const SLOTS: usize = BASE[CLASSES] as usize;
+const SLOTS: usize = PLACES[CLASSES - 1].end as usize;
 
 /// The longest run of ranges that moves between a magazine and the tree at once.
 const BATCH_MAX: usize = 32;
 
+/// Where the ranges of a class are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    index: u8,
+    /// Its part of the common array.
+    base: u16,
+    end: u16,
+    /// The bits that are clear in a naturally aligned start.
+    mask: u16,
+}
+
 /// A size that is cached, with its place in the common array: looked up before the CPU's lock is
 /// taken, since what comes behind the lock cannot overlap with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Class {
-    index: u8,
-    base: u16,
-    end: u16,
-}
+pub(super) struct Class(&'static Place);
 
 impl Class {
     /// The class of `len` granules, if it has one.
@@ -80,18 +92,46 @@ impl Class {
         None
     }
 
-    #[inline]
-    fn at(index: usize) -> Option<Self> {
-        Some(Self { index: index as u8, base: *BASE.get(index)?, end: *BASE.get(index + 1)? })
+    /// All classes.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        (0..CLASSES).filter_map(Self::at)
     }
 
-    /// How many ranges move between the tree and an empty or full magazine. What an unlucky call
+    /// Its place among the classes.
+    #[inline]
+    pub(super) fn index(self) -> usize {
+        usize::from(self.0.index)
+    }
+
+    /// The granules of each range.
+    #[inline]
+    pub(super) fn size(self) -> u64 {
+        size_of_class(self.index())
+    }
+
+    /// Whether a range that starts at granule `low` is naturally aligned.
+    #[inline]
+    pub(super) fn is_natural(self, low: u64) -> bool {
+        low & u64::from(self.0.mask) == 0
+    }
+
+    /// How many ranges a magazine keeps at most.
+    #[inline]
+    pub(super) fn depth(self) -> usize {
+        usize::from(self.0.end - self.0.base)
+    }
+
+    #[inline]
+    fn at(index: usize) -> Option<Self> {
+        TABLE.get(index).map(Self)
+    }
+
+    /// How many ranges move between the tree and an empty or full magazine: few, since each is a walk. What an unlucky call
     /// costs grows with them. Of sizes that come and go at random (the odd ones), two are best: more
     /// at a time would be as many in all.
     fn batch(self) -> usize {
-        let class = usize::from(self.index);
-        let quarter = depth_of_class(class) / 4;
-        if size_of_class(class).is_power_of_two() { quarter.clamp(2, BATCH_MAX) } else { 2 }
+        let quarter = self.depth() / 4;
+        if self.size().is_power_of_two() { quarter.clamp(2, BATCH_MAX) } else { 2 }
     }
 }
 
@@ -116,16 +156,16 @@ impl Magazines {
     /// The stack of a class: its count and its slots.
     #[inline]
     fn stack(&mut self, class: Class) -> Option<(&mut u16, &mut [u64])> {
-        let slots = self.slots.get_mut(usize::from(class.base)..usize::from(class.end))?;
-        Some((self.count.get_mut(usize::from(class.index))?, slots))
+        let slots = self.slots.get_mut(usize::from(class.0.base)..usize::from(class.0.end))?;
+        Some((self.count.get_mut(class.index())?, slots))
     }
 
     /// Takes the range that was put in last.
     #[inline]
     pub(super) fn pop(&mut self, class: Class) -> Option<u64> {
-        let count = self.count.get_mut(usize::from(class.index))?;
+        let count = self.count.get_mut(class.index())?;
         let left = count.checked_sub(1)?;
-        let start = *self.slots.get(usize::from(class.base) + usize::from(left))?;
+        let start = *self.slots.get(usize::from(class.0.base) + usize::from(left))?;
         *count = left;
         Some(start)
     }
@@ -147,9 +187,9 @@ impl Magazines {
     /// Puts a range in; false if the magazine is full.
     #[inline]
     pub(super) fn push(&mut self, class: Class, start: u64) -> bool {
-        let Some(count) = self.count.get_mut(usize::from(class.index)) else { return false };
-        let place = class.base + *count;
-        if place >= class.end {
+        let Some(count) = self.count.get_mut(class.index()) else { return false };
+        let place = class.0.base + *count;
+        if place >= class.0.end {
             return false;
         }
         let Some(slot) = self.slots.get_mut(usize::from(place)) else { return false };
@@ -158,36 +198,60 @@ impl Magazines {
         true
     }
 
-    /// Fills an empty magazine from `source`, which tells how many ranges it put into the room.
+    /// Whether there is no room for another range of a class.
+    pub(super) fn is_full(&mut self, class: Class) -> bool {
+        self.stack(class).is_none_or(|(count, slots)| usize::from(*count) >= slots.len())
+    }
+
+    /// Fills an empty magazine from `source`, which tells how many ranges it put into the room: for a
+    /// batch from the tree.
     pub(super) fn refill(&mut self, class: Class, source: impl FnOnce(&mut [u64]) -> usize) {
+        self.fill(class, class.batch(), source);
+    }
+
+    /// The same with room for half a magazine: such copies cost little, and half-way to full and to
+    /// empty is where the next one is farthest off.
+    pub(super) fn refill_half(&mut self, class: Class, source: impl FnOnce(&mut [u64]) -> usize) {
+        self.fill(class, class.depth() / 2, source);
+    }
+
+    fn fill(&mut self, class: Class, most: usize, source: impl FnOnce(&mut [u64]) -> usize) {
         let Some((count, slots)) = self.stack(class) else { return };
         let filled = usize::from(*count);
-        let room = slots.len().min(filled + class.batch());
+        let room = slots.len().min(filled + most);
         let Some(room) = slots.get_mut(filled..room) else { return };
         let limit = room.len();
         *count += source(room).min(limit) as u16;
     }
 
-    /// Hands the oldest ranges of a class to `sink` (start and length).
-    pub(super) fn drain_some(&mut self, class: Class, sink: impl FnMut(u64, u64)) {
+    /// Offers the older half of a class to `sink`, which tells how many of them it took.
+    pub(super) fn drain_half(&mut self, class: Class, sink: impl FnOnce(&[u64]) -> usize) {
+        let Some((count, slots)) = self.stack(class) else { return };
+        let filled = usize::from(*count);
+        let Some(half) = slots.get(..filled.div_ceil(2)) else { return };
+        let drained = sink(half).min(half.len());
+        slots.copy_within(drained..filled, 0);
+        *count = (filled - drained) as u16;
+    }
+
+    /// Hands the oldest ranges of a class to `sink`.
+    pub(super) fn drain_some(&mut self, class: Class, sink: impl FnMut(Class, &[u64])) {
         self.drain(class, class.batch(), sink);
     }
 
-    /// Hands everything to `sink`.
-    pub(super) fn drain_all(&mut self, mut sink: impl FnMut(u64, u64)) {
-        for class in (0..CLASSES).filter_map(Class::at) {
+    /// Hands everything to `sink`, class by class.
+    pub(super) fn drain_all(&mut self, mut sink: impl FnMut(Class, &[u64])) {
+        for class in Class::all() {
             self.drain(class, usize::MAX, &mut sink);
         }
     }
 
-    fn drain(&mut self, class: Class, limit: usize, mut sink: impl FnMut(u64, u64)) {
-        let size = size_of_class(usize::from(class.index));
+    fn drain(&mut self, class: Class, limit: usize, mut sink: impl FnMut(Class, &[u64])) {
         let Some((count, slots)) = self.stack(class) else { return };
         let filled = usize::from(*count);
         let drained = filled.min(limit);
-        for start in slots.iter().take(drained) {
-            sink(*start, size);
-        }
+        let Some(oldest) = slots.get(..drained) else { return };
+        sink(class, oldest);
         slots.copy_within(drained..filled, 0);
         *count = (filled - drained) as u16;
     }
@@ -225,7 +289,9 @@ mod tests {
         }
         assert_eq!(magazines.granules(), pushed * 1024);
         let mut drained = std::vec::Vec::new();
-        magazines.drain_some(class, |start, len| drained.push((start, len)));
+        magazines.drain_some(class, |class, starts| {
+            drained.extend(starts.iter().map(|start| (*start, class.size())));
+        });
         assert_eq!(drained.first(), Some(&(0, 1024)));
         let drained = drained.len() as u64;
         assert!(drained != 0 && drained < pushed);

@@ -73,7 +73,7 @@ impl<P: Platform, C> IovaAllocator<P, C> {
             shard.magazines = Magazines::allocate();
         }
         let magazines = shard.magazines()?;
-        magazines.refill(class, |room| self.space.lock().take_many(goal.len, goal.span, room));
+        magazines.refill(class, |room| self.space.lock().take_many(class, goal.span, room));
         magazines.pop_if(class, |start| {
             start >= goal.span.low && start + (goal.len - 1) <= goal.span.high
         })
@@ -110,7 +110,10 @@ impl<P: Platform, C> IovaAllocator<P, C> {
             return self.free_uncached(range, span);
         };
         let mut space = self.space.lock();
-        magazines.drain_some(class, |start, len| give_back(&mut space, start, len));
+        magazines.drain_half(class, |starts| space.give_handy(class, starts));
+        if magazines.is_full(class) {
+            magazines.drain_some(class, |class, starts| space.give_cached(class, starts));
+        }
         drop(space);
         if magazines.push(class, span.low) { Ok(()) } else { self.free_uncached(range, span) }
     }
@@ -122,17 +125,39 @@ impl<P: Platform, C> IovaAllocator<P, C> {
         self.space.lock().give(span).map_err(|_| IovaError::NotAllocated { range })
     }
 
-    /// Empties all fronts and magazines into the tree.
+    /// Fills a CPU's empty magazine from the depot, and takes one.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn pop_depot(&self, magazines: &mut Magazines, class: Class) -> Option<u64> {
+        magazines.refill_half(class, |room| self.space.lock().take_handy(class, room));
+        magazines.pop(class)
+    }
+
+    /// Puts a range into a CPU's full magazine after half of that has gone to the depot; false if that
+    /// is full, too.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn push_depot(&self, magazines: &mut Magazines, class: Class, start: u64) -> bool {
+        magazines.drain_half(class, |starts| self.space.lock().give_handy(class, starts));
+        magazines.push(class, start)
+    }
+
+    /// Empties all fronts, magazines and the depot into the tree.
     pub(super) fn drain_all(&self) {
         for share in self.shares.iter() {
-            share.front.drain(|start, len| give_back(&mut self.space.lock(), start, len));
+            share.front.drain(|start, len| {
+                if let Some(class) = Class::of(len) {
+                    self.space.lock().give_cached(class, &[start]);
+                }
+            });
             let mut shard = share.shard.lock();
             let Some(magazines) = shard.magazines() else { continue };
             if magazines.granules() != 0 {
                 let mut space = self.space.lock();
-                magazines.drain_all(|start, len| give_back(&mut space, start, len));
+                magazines.drain_all(|class, starts| space.give_cached(class, starts));
             }
         }
+        self.space.lock().empty_depot();
     }
 
     /// Claims something in the tree; if it is taken, perhaps by a magazine, empties those and tries
@@ -206,10 +231,4 @@ impl<P: Platform, C> IovaAllocator<P, C> {
     fn range(&self, span: Span) -> Option<IovaRange> {
         IovaRange::new(self.iova(span.low), span.len() << self.granule.shift()).ok()
     }
-}
-
-/// Gives a cached range back. If the tree does not know it as taken, somebody has freed what was
-/// not allocated, and it must not become free a second time.
-fn give_back(space: &mut Space, start: u64, len: u64) {
-    let _ = space.give(Span::new(start, len));
 }

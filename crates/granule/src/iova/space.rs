@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::size_of;
 
+use super::depot::Depot;
 use super::magazine::Class;
 use super::tree::{Batch, Extents, Ledger, NoMemory, NotTaken, Query, Tier, tree_of_order};
 
@@ -29,16 +30,10 @@ impl Span {
         self.high - self.low + 1
     }
 
-    /// Whether it starts at a multiple of its length, rounded up to a power of two.
-    #[inline(always)]
-    pub(super) fn is_natural(self) -> bool {
-        self.low & (self.len().next_power_of_two() - 1) == 0
-    }
-
     /// The class of magazine that holds such a range.
     #[inline]
     pub(super) fn class(self) -> Option<Class> {
-        if self.is_natural() { Class::of(self.len()) } else { None }
+        Class::of(self.len()).filter(|class| class.is_natural(self.low))
     }
 
     /// What the two share.
@@ -74,7 +69,13 @@ pub(super) struct Space {
     /// Sorted, disjoint, not touching.
     reserved: Vec<Span>,
     ledger: Ledger,
+    /// Free ranges that are still taken in the tree.
+    depot: Depot,
 }
+
+/// The depot holds at most one granule for so many that are free in the tree: where space is tight, all
+/// of it is at hand for every size.
+const FREE_FOR_DEPOT: u64 = 8;
 
 impl Space {
     /// All of `bounds`, free.
@@ -89,6 +90,7 @@ impl Space {
             free: bounds.len(),
             reserved: Vec::new(),
             ledger: Ledger::default(),
+            depot: Depot::new()?,
         };
         let (first, last) = (bounds.low - base, bounds.high - base);
         if let Some(below) = first.checked_sub(1) {
@@ -106,6 +108,11 @@ impl Space {
         self.free
     }
 
+    /// What the depot holds, in granules.
+    pub(super) fn in_depot(&self) -> u64 {
+        self.depot.granules()
+    }
+
     /// What is reserved, in granules.
     pub(super) fn reserved(&self) -> u64 {
         self.reserved.iter().map(|span| span.len()).sum()
@@ -113,10 +120,14 @@ impl Space {
 
     /// The bytes of memory behind this value.
     pub(super) fn bytes(&self) -> usize {
-        self.ledger.bytes + self.reserved.capacity() * size_of::<Span>() + size_of::<[u64; 3]>()
+        self.ledger.bytes
+            + self.depot.bytes()
+            + self.reserved.capacity() * size_of::<Span>()
+            + size_of::<[u64; 3]>()
     }
 
     /// The first reserved region that overlaps `span`.
+    #[inline]
     pub(super) fn reserved_in(&self, span: Span) -> Option<Span> {
         let next = self.reserved.partition_point(|region| region.high < span.low);
         self.reserved.get(next).copied().filter(|region| region.low <= span.high)
@@ -131,14 +142,50 @@ impl Space {
         extents
     }
 
-    /// Takes as many blocks of `len` granules within `span` as `room` has places; the number taken.
-    pub(super) fn take_many(&mut self, len: u64, span: Span, room: &mut [u64]) -> usize {
+    /// Takes as many ranges of a class from the depot as it has and `room` has places for.
+    #[inline]
+    pub(super) fn take_handy(&mut self, class: Class, room: &mut [u64]) -> usize {
+        self.depot.take(class, room)
+    }
+
+    /// Gives ranges of a class back, as many as the depot has room for; the number given.
+    #[inline]
+    pub(super) fn give_handy(&mut self, class: Class, starts: &[u64]) -> usize {
+        self.depot.put(class, starts, self.free / FREE_FOR_DEPOT)
+    }
+
+    /// Gives what the depot holds to the tree.
+    pub(super) fn empty_depot(&mut self) {
+        for class in Class::all() {
+            while let Some(start) = self.depot.pop(class) {
+                self.give_cached(class, &[start]);
+            }
+        }
+    }
+
+    /// Gives cached ranges back. If the tree does not know one as taken, somebody has freed what was
+    /// not allocated, and it must not become free a second time.
+    pub(super) fn give_cached(&mut self, class: Class, starts: &[u64]) {
+        for start in starts {
+            let span = Span::new(*start, class.size());
+            if self.reserved_in(span).is_none() {
+                let _ = self.give_any(span);
+            }
+        }
+        self.depot.count_given(class, starts.len());
+    }
+
+    /// Takes as many blocks of a class within `span` as `room` has places; the number taken.
+    pub(super) fn take_many(&mut self, class: Class, span: Span, room: &mut [u64]) -> usize {
+        let len = class.size();
         let Some(span) = span.intersection(self.bounds) else { return 0 };
         let mut batch = Batch { order: order_of(len), len, room, filled: 0, no_memory: false };
         let (low, high) = (span.low - self.base, span.high - self.base);
         self.tree.take_many(&mut batch, self.base, low, high, &mut self.ledger);
         self.free -= batch.filled as u64 * len;
-        batch.filled
+        let filled = batch.filled;
+        self.depot.count_taken(class, filled);
+        filled
     }
 
     /// Takes `len` granules within `span` at a multiple of 2^`align`.
@@ -155,7 +202,9 @@ impl Space {
         };
         self.tree.take(start, start + (len - 1), &mut self.ledger)?;
         self.free -= len;
-        Ok(Some(self.base + start))
+        let taken = Span::new(self.base + start, len);
+        self.count_taken(taken);
+        Ok(Some(taken.low))
     }
 
     /// The highest place for `len` granules within `span` at a multiple of 2^`align`.
@@ -195,6 +244,19 @@ impl Space {
 
     /// Takes exactly `span`, all or nothing. It must lie within the bounds.
     pub(super) fn claim(&mut self, span: Span) -> Result<(), ClaimError> {
+        self.claim_any(span)?;
+        self.count_taken(span);
+        Ok(())
+    }
+
+    /// Counts a range that was taken and will be given, if it is one that the depot may come to hold.
+    fn count_taken(&mut self, span: Span) {
+        if let Some(class) = span.class() {
+            self.depot.count_taken(class, 1);
+        }
+    }
+
+    fn claim_any(&mut self, span: Span) -> Result<(), ClaimError> {
         let (low, high) = (span.low - self.base, span.high - self.base);
         if let Some(at) = self.tree.first_taken(low, high) {
             return Err(ClaimError::Taken(self.base + at));
@@ -209,7 +271,11 @@ impl Space {
         if self.reserved_in(span).is_some() {
             return Err(NotTaken);
         }
-        self.give_any(span)
+        self.give_any(span)?;
+        if let Some(class) = span.class() {
+            self.depot.count_given(class, 1);
+        }
+        Ok(())
     }
 
     fn give_any(&mut self, span: Span) -> Result<(), NotTaken> {
@@ -229,7 +295,7 @@ impl Space {
         self.reserved.try_reserve(1).map_err(|_| ClaimError::NoMemory)?;
         let mut next = Some(span.low);
         while let Some(gap) = next.and_then(|low| self.gap_from(low, span.high)) {
-            if let Err(error) = self.claim(gap) {
+            if let Err(error) = self.claim_any(gap) {
                 self.unclaim_gaps(span.low, gap.low);
                 return Err(error);
             }
@@ -284,5 +350,6 @@ impl Space {
     /// Frees memory that is only kept for the next split.
     pub(super) fn trim(&mut self) {
         self.tree.trim(&mut self.ledger);
+        self.depot.trim();
     }
 }

@@ -29,10 +29,10 @@ impl Word for Seen {
 
 /// Who holds each granule; a lock that is never held over a step which the scheduler sees.
 #[derive(Default)]
-struct Owners(Mutex<BTreeMap<u64, usize>>);
+pub(super) struct Owners(Mutex<BTreeMap<u64, usize>>);
 
 impl Owners {
-    fn takes(&self, who: usize, start: u64, len: u64) {
+    pub(super) fn takes(&self, who: usize, start: u64, len: u64) {
         let mut owners = self.0.lock().expect("no panic");
         for granule in start..start + len {
             let before = owners.insert(granule, who);
@@ -40,7 +40,7 @@ impl Owners {
         }
     }
 
-    fn gives(&self, who: usize, start: u64, len: u64) {
+    pub(super) fn gives(&self, who: usize, start: u64, len: u64) {
         let mut owners = self.0.lock().expect("no panic");
         for granule in start..start + len {
             assert_eq!(owners.remove(&granule), Some(who));
@@ -48,7 +48,7 @@ impl Owners {
     }
 }
 
-fn run(threads: usize, body: impl Fn(usize) + Send + Sync + 'static) {
+pub(super) fn run(threads: usize, body: impl Fn(usize) + Send + Sync + 'static) {
     let body = Arc::new(body);
     let spawn = |who| {
         let body = Arc::clone(&body);

@@ -7,6 +7,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 mod counts;
+mod depot;
 mod interleavings;
 mod model;
 mod steps;
