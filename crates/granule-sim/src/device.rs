@@ -189,6 +189,11 @@ impl SimDevice {
             };
             let wraps = address.checked_add(done as u64).is_none();
             let beyond = DmaCause::BeyondMask { bits: self.address_bits };
+            let ports = match &self.route {
+                Route::Streams(ports) => &ports[..],
+                Route::Direct { .. } => &[],
+            };
+            let _on_its_way: Vec<_> = ports.iter().map(|port| port.iommu.transfer()).collect();
             let target = if wraps { Err(beyond) } else { self.resolve(at, access) };
             let target = target.map_err(fault)?;
             let rest = (len - done) as u64;

@@ -23,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -47,18 +48,29 @@ struct Rule {
     seen: u64,
 }
 
-#[derive(Debug, Default)]
+/// What looks on, with the kind of event.
+type Watch = Arc<dyn Fn(Point) + Send + Sync>;
+
+#[derive(Default)]
 struct State {
     rules: Vec<Rule>,
+    watch: Option<Watch>,
     fired: u64,
     frames: u64,
     invalidations: u64,
 }
 
 /// A plan that every part of a machine asks; clones are the same plan.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct FaultPlan {
     state: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for FaultPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("FaultPlan").field("rules", &state.rules).finish_non_exhaustive()
+    }
 }
 
 impl FaultPlan {
@@ -67,7 +79,21 @@ impl FaultPlan {
         Self::default()
     }
 
-    /// Forgets all rules and counts.
+    /// Calls `watch` at every event from now on, before it takes place: what a device may do in the
+    /// middle of an operation, a test does here. Until [`clear`](Self::clear).
+    pub fn watch(&self, watch: impl Fn(Point) + Send + Sync + 'static) {
+        self.state.lock().watch = Some(Arc::new(watch));
+    }
+
+    fn show(&self, point: Point) {
+        // Not under the lock: who watches may cause events.
+        let watch = self.state.lock().watch.clone();
+        if let Some(watch) = watch {
+            watch(point);
+        }
+    }
+
+    /// Forgets all rules and counts, and who watches.
     pub fn clear(&self) {
         *self.state.lock() = State::default();
     }
@@ -107,6 +133,7 @@ impl FaultPlan {
 
     /// Counts an allocation of `size` bytes and says whether it must fail. For allocators.
     pub fn frames_should_fail(&self, size: u64) -> bool {
+        self.show(Point::Frames);
         let mut state = self.state.lock();
         state.frames += 1;
         state.decide(Point::Frames, size)
@@ -114,6 +141,7 @@ impl FaultPlan {
 
     /// Counts an invalidation and says whether it must fail. For IOMMUs.
     pub fn invalidation_should_fail(&self) -> bool {
+        self.show(Point::Invalidation);
         let mut state = self.state.lock();
         state.invalidations += 1;
         state.decide(Point::Invalidation, 0)
@@ -158,5 +186,19 @@ mod tests {
         plan.clear();
         assert!(!plan.invalidation_should_fail());
         assert_eq!(plan.fired(), 0);
+    }
+
+    #[test]
+    fn who_watches_sees_every_event_until_the_plan_is_cleared() {
+        let (plan, seen) = (FaultPlan::new(), Arc::new(Mutex::new(Vec::new())));
+        let (inner, log) = (plan.clone(), seen.clone());
+        plan.watch(move |point| log.lock().push((point, inner.seen(point))));
+        plan.frames_should_fail(1);
+        plan.invalidation_should_fail();
+        plan.frames_should_fail(1);
+        plan.clear();
+        plan.frames_should_fail(1);
+        let expected = [(Point::Frames, 0), (Point::Invalidation, 0), (Point::Frames, 1)];
+        assert_eq!(*seen.lock(), expected);
     }
 }

@@ -16,7 +16,7 @@ mod tests;
 mod tlb;
 
 use granule::addr::{Access, DmaAddr, Iova, IovaRange, PhysAddr};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::clock::Clock;
 use crate::faults::FaultPlan;
@@ -58,6 +58,8 @@ pub struct SimIommu {
     clock: Clock,
     faults: FaultPlan,
     state: Mutex<State>,
+    /// Held by transfers on their way, so that an invalidation can wait for them.
+    on_their_way: RwLock<()>,
 }
 
 impl SimIommu {
@@ -85,7 +87,8 @@ impl SimIommu {
             log: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
         };
-        Ok(Self { config, memory, clock, faults, state: Mutex::new(state) })
+        let (state, on_their_way) = (Mutex::new(state), RwLock::new(()));
+        Ok(Self { config, memory, clock, faults, state, on_their_way })
     }
 
     /// What it is like.
@@ -185,7 +188,17 @@ impl SimIommu {
         }
         drop(&mut state.tlb);
         state.counters.invalidations += 1;
+        std::mem::drop(state);
+        // What was translated before must have arrived when this returns.
+        std::mem::drop(self.on_their_way.write());
         Ok(())
+    }
+
+    /// While this is held no invalidation completes: for a transfer, from its translation until its
+    /// bytes have arrived.
+    pub(crate) fn transfer(&self) -> RwLockReadGuard<'_, ()> {
+        // A device with two ports may hold it twice.
+        self.on_their_way.read_recursive()
     }
 
     /// Power is lost: every stream is as after reset, and nothing is cached.
