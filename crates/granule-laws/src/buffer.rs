@@ -1,7 +1,8 @@
 //! Buffers in simulated memory: they own their frames, know their bytes, and show it when somebody
 //! else has written to them. Freed frames are poisoned by the simulator.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule::addr::PhysRange;
 use granule::dma::{DmaBuffer, DmaBufferMut, Memory, Piece, Words};
@@ -27,6 +28,16 @@ struct Inner {
     pieces: Vec<Piece>,
     ranges: Vec<PhysRange>,
     _frames: Vec<OwnedFrames<SimPlatform>>,
+    /// Set when the buffer is dropped.
+    dropped: Option<Arc<AtomicBool>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(dropped) = &self.dropped {
+            dropped.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// The byte at `offset` of data number `id`: differs everywhere.
@@ -94,10 +105,23 @@ impl SimBuffer {
     ) -> Self {
         let pieces = ranges.iter().copied().map(Piece::Phys).collect();
         let (id, machine) = (fresh_id(), machine.clone());
-        let buffer =
-            Self { inner: Box::new(Inner { id, machine, pieces, ranges, _frames: frames }) };
+        let inner = Inner { id, machine, pieces, ranges, _frames: frames, dropped: None };
+        let buffer = Self { inner: Box::new(inner) };
         buffer.write(&bytes(id, buffer.len()));
         buffer
+    }
+
+    /// Memory that the caller lends, as it is. When the buffer is dropped, `back` is set.
+    pub fn lent(machine: &Machine, ranges: &[PhysRange], back: Arc<AtomicBool>) -> Self {
+        let inner = Inner {
+            id: 0,
+            machine: machine.clone(),
+            pieces: ranges.iter().copied().map(Piece::Phys).collect(),
+            ranges: ranges.to_vec(),
+            _frames: Vec::new(),
+            dropped: Some(back),
+        };
+        Self { inner: Box::new(inner) }
     }
 
     /// What its bytes are made from.

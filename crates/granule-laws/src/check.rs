@@ -46,14 +46,23 @@ pub fn walks_to(
 
 /// Where the table leads from an address.
 pub fn physical(bench: &Bench, iommu: usize, stream: u32, iova: u64) -> Option<PhysAddr> {
+    translation(bench, iommu, stream, iova).map(|found| found.phys)
+}
+
+/// What the table says of an address.
+pub fn translation(
+    bench: &Bench,
+    iommu: usize,
+    stream: u32,
+    iova: u64,
+) -> Option<walk::Translation> {
     let sim = bench.iommus[iommu].unit().iommu();
     let Ok(StreamState::Translate { roots, input_bits, .. }) = sim.stream(stream) else {
         return None;
     };
     let memory = bench.machine.memory().inspect(sim.config().coherent_walk);
     let iova = Iova::new(iova);
-    let found = walk::translate(&memory, sim.config().format, &roots, input_bits, iova);
-    found.ok().map(|found| found.phys)
+    walk::translate(&memory, sim.config().format, &roots, input_bits, iova).ok()
 }
 
 /// Whether a walk of the table finds nothing at an address.

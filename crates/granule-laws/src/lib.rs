@@ -9,6 +9,7 @@
 //! | [`effort`] | how much a run tries |
 //! | [`model`] | a domain beside a brute-force map of its pages |
 //! | [`program`] | random programs of maps and unmaps |
+//! | [`threads`] | real threads on one device, with a hostile one beside them |
 //!
 //! Unsafe code: `buffer.rs` (a buffer type of its own) and `model.rs` (mappings by hand), nowhere else.
 
@@ -18,3 +19,4 @@ pub mod check;
 pub mod effort;
 pub mod model;
 pub mod program;
+pub mod threads;
