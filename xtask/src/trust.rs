@@ -55,10 +55,26 @@ const ROWS: &[Row] = &[
         hours: 10_000,
     },
     Row {
+        name: "threads",
+        package: "granule-laws",
+        test: "threads",
+        filter: "threads_and_a_hostile",
+        minutes: 2500,
+        hours: 150_000,
+    },
+    Row {
         name: "schedules of table installs and unmaps",
         package: "granule",
         test: "",
         filter: "table::tests::model",
+        minutes: 400,
+        hours: 40_000,
+    },
+    Row {
+        name: "schedules of the magazines",
+        package: "granule",
+        test: "",
+        filter: "iova::tests::interleavings",
         minutes: 400,
         hours: 40_000,
     },
@@ -78,13 +94,19 @@ pub(crate) fn run(chores: &Chores, options: &Options) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(hours.saturating_mul(3600).min(1 << 32));
     let long = options.long || hours > 0;
     let wanted = |name: &str| options.words.is_empty() || options.words.iter().any(|w| w == name);
-    let known = |word: &&String| ROWS.iter().any(|row| row.name == **word) || *word == "arithmetic";
+    let known = |word: &&String| {
+        ROWS.iter().any(|row| row.name == **word)
+            || ["arithmetic", "types"].contains(&word.as_str())
+    };
     if let Some(word) = options.words.iter().find(|word| !known(word)) {
         bail!("there is no row `{word}`");
     }
     for round in 1.. {
         if wanted("arithmetic") {
             arithmetic(chores)?;
+        }
+        if wanted("types") {
+            types(chores)?;
         }
         for row in ROWS.iter().filter(|row| wanted(row.name)) {
             println!("--- {} (round {round})", row.name);
@@ -124,4 +146,14 @@ fn arithmetic(chores: &Chores) -> Result<()> {
         bail!("debug and release builds answer differently");
     }
     Ok(())
+}
+
+/// What must not compile does not, for the reason that stands beside it. The compiler compares the
+/// codes of errors only where unstable features are allowed, hence `RUSTC_BOOTSTRAP`.
+fn types(chores: &Chores) -> Result<()> {
+    println!("--- types");
+    let _unstable = chores.sh.push_env("RUSTC_BOOTSTRAP", "1");
+    let target = chores.target.join("types");
+    let run = cmd!(chores.sh, "cargo test --quiet --doc -p granule --target-dir {target} proofs");
+    Ok(run.run()?)
 }

@@ -184,3 +184,28 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! # An address in another device's space is no range of one's own
+//!
+//! A device may carry an address that means something to another one only; what programs a device
+//! takes the range that was mapped for it.
+//!
+//! ```no_run
+//! # use granule::{dma::Device, share::{Contiguous, Shared}};
+//! fn program(range: Contiguous<'_>) -> u64 {
+//!     range.address().raw()
+//! }
+//! fn start(shared: &Shared, device: &Device) -> Option<u64> {
+//!     Some(program(shared.range_of(device)?))
+//! }
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use granule::{dma::Device, share::{Contiguous, Key, Shared}};
+//! fn program(range: Contiguous<'_>) -> u64 {
+//!     range.address().raw()
+//! }
+//! fn start(shared: &Shared, of: Key, device: &Device) -> Option<u64> {
+//!     Some(program(shared.grant_address(of, device).ok()?)) // nothing is mapped for the device
+//! }
+//! ```
