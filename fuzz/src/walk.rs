@@ -106,9 +106,16 @@ impl Walked<'_> {
         let Some(id) = FormatId::ALL.iter().find(same) else { return };
         let core = id.visit(CoreWalk { walked: self, iova });
         let sim = translate(self.memory, self.format, self.roots, self.input_bits, Iova::new(iova));
-        if let (Some(Walk::Mapped(core)), Ok(sim)) = (core, sim) {
-            assert_eq!(core.phys, sim.phys, "{}: {iova:#x}", self.format);
+        let (Some(Walk::Mapped(core)), Ok(sim)) = (core, sim) else { return };
+        if core.page_size > sim.page_size {
+            // The contiguous bit on an entry that does not stand where its group has it: hardware may
+            // go by the entry or by the group (DDI 0487, D8.7.1), so the two walks may differ.
+            let place = |addr: u64| addr & (core.page_size - 1) & !(sim.page_size - 1);
+            assert_ne!(place(sim.phys.raw()), place(iova), "{}: {iova:#x}", self.format);
+            return;
         }
+        let (core, sim) = ((core.phys, core.page_size), (sim.phys, sim.page_size));
+        assert_eq!(core, sim, "{}: {iova:#x}", self.format);
     }
 }
 

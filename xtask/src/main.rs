@@ -9,6 +9,7 @@ mod files;
 mod fuzz;
 mod lab;
 mod msrv;
+mod mutants;
 mod no_std;
 mod package;
 mod size;
@@ -175,6 +176,12 @@ const CHORES: &[Chore] = &[
         options: &["TARGET…", "--seconds N", "--jobs N", "--may-skip"],
         about: "feed what is read from outside with rubbish, --seconds (60) a target",
         run: fuzz::run,
+    },
+    Chore {
+        name: "mutants",
+        options: &["LAYER…", "--shard K/N", "--may-skip"],
+        about: "see whether the tests notice each small change of the core: hours, and it goes on where it was",
+        run: mutants::run,
     },
     Chore {
         name: "trust",
