@@ -234,6 +234,55 @@ mod tests {
     }
 
     #[test]
+    fn the_hint_of_an_area_is_its_first_free_slot_while_single_slots_come_and_go() {
+        let block = block();
+        assert_eq!(block.areas(), 2);
+        let first = |area: usize| block.areas[area].first();
+        assert_eq!((first(0), first(1)), (0, 128));
+        let one = slots(1, 1);
+        let taken: Vec<_> = (0..5).filter_map(|_| block.take_in_area(1, &one)).collect();
+        assert_eq!((taken, first(1)), (vec![128, 129, 130, 131, 132], 133));
+        block.give(130, 1);
+        assert_eq!(first(1), 130);
+        // A run found behind the first free slot leaves it first.
+        assert_eq!(block.take_in_area(1, &slots(2, 1)), Some(133));
+        assert_eq!(first(1), 130);
+        assert_eq!(block.take_in_area(1, &one), Some(130));
+        assert_eq!(first(1), 131);
+        block.give(128, 2);
+        block.give(130, 5);
+        assert_eq!((first(0), first(1), block.used(), block.peak()), (0, 128, 0, 7));
+    }
+
+    #[test]
+    fn who_asks_for_more_than_is_free_takes_no_lock() {
+        let block = block();
+        let held = block.take_in_area(0, &slots(120, 1)).expect("free");
+        most_held();
+        assert_eq!(block.take_in_area(0, &slots(9, 1)), None);
+        assert_eq!(block.take_in_area(1, &slots(73, 1)), None);
+        assert_eq!(most_held(), 0);
+        // As much as is free, to the slot.
+        assert_eq!(block.take_in_area(0, &slots(8, 1)), Some(120));
+        assert_eq!(block.take_in_area(1, &slots(72, 1)), Some(128));
+        assert_eq!((most_held(), block.longest_free()), (1, 0));
+        block.give(held, 120);
+        block.give(120, 8);
+        block.give(128, 72);
+    }
+
+    #[test]
+    fn a_shortage_says_what_the_window_reaches() {
+        let block = block();
+        let low = 0x10_0000 + 10 * 2048;
+        let window = PhysRange::new(crate::addr::PhysAddr::new(low), 90 * 2048).expect("legal");
+        let request = BounceRequest { window: Some(window), ..BounceRequest::new(91 * 2048) };
+        let placement = Placement::new(&request, 11).expect("legal");
+        let shortage = block.take_anywhere(&placement).expect_err("too long");
+        assert_eq!((shortage.reach, shortage.survey.free), (90, 90));
+    }
+
+    #[test]
     fn a_run_is_taken_and_given_under_the_locks_of_its_areas() {
         let block = block();
         most_held();

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use std::vec::Vec;
 use std::{format, vec};
 
+mod edges;
+
 const BASE: u64 = 0x8_0000_3000;
 
 fn phys(start: u64, len: u64) -> PhysRange {
