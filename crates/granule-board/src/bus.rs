@@ -142,8 +142,13 @@ impl<'t, 'a> Buses<'t, 'a> {
                 }
             }
         }
-        let broken = windows.is_empty();
+        let ambiguous = are_ambiguous(&windows);
+        if ambiguous {
+            reason = "two entries translate the same bus address differently";
+        }
+        let broken = ambiguous || windows.is_empty();
         if broken {
+            windows.clear();
             let (path, property) = (self.tree.path(bus), "dma-ranges");
             let effect = "what the devices below reach is not known";
             warnings.push(Warning::BadProperty { path, property, reason, effect });
@@ -274,6 +279,18 @@ fn pass_on(entries: &[Entry], addr: u64, len: u64) -> Option<(u64, u64)> {
     entries.iter().find_map(|entry| {
         let offset = addr.checked_sub(entry.child).filter(|&offset| offset < entry.len)?;
         Some((entry.parent.checked_add(offset)?, len.min(entry.len - offset)))
+    })
+}
+
+/// Whether one bus address leads to two places. Which one it would be, the bus's hardware knows alone.
+fn are_ambiguous(windows: &[DmaWindow]) -> bool {
+    let mut sorted: Vec<_> = windows.iter().collect();
+    sorted.sort_by_key(|window| window.bus.start());
+    let mut last_of_run: Option<DmaAddr> = None;
+    sorted.windows(2).any(|pair| {
+        let last = last_of_run.map_or(pair[0].bus.last(), |last| last.max(pair[0].bus.last()));
+        last_of_run = Some(last);
+        pair[1].bus.start() <= last && pair[0].offset() != pair[1].offset()
     })
 }
 

@@ -153,6 +153,33 @@ fn warnings_are_limited() {
 }
 
 #[test]
+fn a_bus_address_that_leads_to_two_places_is_not_believed() {
+    let board = |ranges: &[u32]| {
+        let device = node("dev").flag("dma-coherent");
+        let bus = node("bus").cells("#address-cells", &[1]).cells("#size-cells", &[1]);
+        let bus = bus.strings("compatible", &["simple-bus"]);
+        let bus = bus.cells("dma-ranges", ranges).with(device);
+        let cells = root().cells("#address-cells", &[1]).cells("#size-cells", &[1]);
+        cells.with(bus).board()
+    };
+    // Entries are (bus, memory, length). The third lies in the first, which the second hides.
+    let unclear =
+        board(&[0, 0x8000_0000, 0x10_0000, 0x1000, 0x8000_1000, 0x1000, 0x8000, 0, 0x1000]);
+    let device = unclear.device("dev").expect("it is named");
+    assert!(device.unresolved && device.windows.is_empty());
+    assert!(common::warnings(&unclear).contains("translate the same bus address differently"));
+    // Twice the same way is clear, and so are neighbours and holes.
+    for clear in [
+        [0, 0x8000_0000, 0x10_0000, 0x8000, 0x8000_8000, 0x1000],
+        [0, 0x8000_0000, 0x8000, 0x8000, 0, 0x1000],
+        [0x9000, 0x8000_0000, 0x8000, 0x8000, 0, 0x1000],
+    ] {
+        let board = board(&clear);
+        assert!(!board.device("dev").expect("it is named").unresolved, "{clear:x?}");
+    }
+}
+
+#[test]
 fn duplicate_phandles_count_once() {
     let board = root()
         .with(iommu(0x1000, "apple,t8103-dart", 1, 1))
