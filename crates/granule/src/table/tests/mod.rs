@@ -1,6 +1,7 @@
 //! The engine against a brute-force model, an independent reader, faults, threads and a scheduler.
 
 mod adopt;
+mod decode;
 mod faults;
 mod formats;
 mod memory;
