@@ -403,3 +403,33 @@ fn next_run(mut pieces: impl Iterator<Item = (u64, PhysRange)>) -> Option<(u64, 
     });
     Some((offset, 1 + joined.count()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::PhysAddr;
+
+    #[test]
+    fn a_run_ends_at_the_first_gap() {
+        let piece = |at: u64, len: u64| {
+            (at, PhysRange::new(PhysAddr::new(0x10_0000 + at * 3), len).expect("legal"))
+        };
+        let pieces = [piece(0x1000, 0x2000), piece(0x3000, 0x1000), piece(0x4000, 0x3000)];
+        let behind = [piece(0x8000, 0x1000), piece(0x9000, 0x1000)];
+        let run = |pieces: &[(u64, PhysRange)]| next_run(pieces.iter().copied());
+        assert_eq!(run(&[]), None);
+        assert_eq!(run(&pieces[..1]), Some((0x1000, 1)));
+        assert_eq!(run(&pieces), Some((0x1000, 3)));
+        assert_eq!(run(&[&pieces[..], &behind].concat()), Some((0x1000, 3)));
+        assert_eq!(run(&behind), Some((0x8000, 2)));
+    }
+
+    #[test]
+    fn guards_stand_on_both_sides_or_the_range_is_refused() {
+        let range = |at, len| IovaRange::new(Iova::new(at), len).expect("legal");
+        assert_eq!(guard_around(range(0x4000, 0x1000), 0x1000), Some(range(0x3000, 0x3000)));
+        assert_eq!(guard_around(range(0x4000, 0x1000), 0), Some(range(0x4000, 0x1000)));
+        assert_eq!(guard_around(range(0x800, 0x1000), 0x1000), None);
+        assert_eq!(guard_around(range(u64::MAX - 0xfff, 0x1000), 0x1000), None);
+    }
+}
