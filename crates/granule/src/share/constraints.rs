@@ -158,6 +158,33 @@ impl fmt::Display for Constraints {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::string::ToString;
+
+    #[test]
+    fn constraints_are_told_where_they_constrain() {
+        let range = |start, len| PhysRange::new(PhysAddr::new(start), len).expect("legal");
+        let two = Windows::new([range(0x1000, 0x1000), range(0x8000, 0x2000)]);
+        assert_eq!(two.to_string(), "0x1000..=0x1fff, 0x8000..=0x9fff");
+        assert_eq!(Windows::new([]).to_string(), "nowhere");
+        let none = Constraints {
+            align: Granule::K16,
+            contiguous: false,
+            windows: Windows::everywhere(),
+            boundary: 0,
+            max_segment: u64::MAX,
+        };
+        assert_eq!(none.to_string(), "blocks of 16 KiB, any number of blocks");
+        let all = Constraints {
+            contiguous: true,
+            windows: Windows::new([range(0x1000, 0x1000)]),
+            boundary: 0x1_0000,
+            max_segment: 0x8000,
+            ..none
+        };
+        let text = "blocks of 16 KiB, one physical block, inside 0x1000..=0x1fff, \
+                    not across 0x10000, at most 0x8000 bytes";
+        assert_eq!(all.to_string(), text);
+    }
 
     fn constraints() -> impl Strategy<Value = Constraints> {
         let range = (0u64..64, 1u64..64).prop_map(|(start, len)| {
