@@ -16,7 +16,7 @@
 //!
 //! What it keeps: ranges never overlap and are whole granules; natural alignment; windows; reserved
 //! regions. Freeing never allocates, and nothing is allocated per call in the steady state. The
-//! memory for bookkeeping is below 10 KiB for each CPU that allocates, four bytes a live range at most
+//! memory for bookkeeping is below 10 KiB for each CPU that allocates, eight bytes a live range at most
 //! for the depot, and the tree, which has no record for a range, only for the space it lies in. Where memory for the tree runs out,
 //! [`IovaError::OutOfMemory`] says so; nothing aborts.
 //!

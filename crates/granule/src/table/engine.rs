@@ -30,6 +30,8 @@ pub struct PageTable<F: Format, M: TableMemory> {
     pub(super) memory: M,
     pub(super) geometry: Geometry,
     root: u64,
+    /// The levels, or zero where single pages must not go the short way: their walker does not snoop.
+    short: u32,
     pub(super) live: Mutex<M::Lock, LiveRoots>,
     pages: AtomicUsize,
     format: PhantomData<F>,
@@ -45,10 +47,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let geometry = Geometry::new::<F>(&config)?;
         let size = geometry.root_bytes();
         let root = memory.alloc(size, size / geometry.roots as u64, Contents::Zeroed)?;
+        let short = if memory.coherent() { geometry.levels } else { 0 };
         let table = Self {
             memory,
             geometry,
             root: root.raw(),
+            short,
             live: Mutex::new(LiveRoots::default()),
             pages: AtomicUsize::new(geometry.roots),
             format: PhantomData,
@@ -104,25 +108,29 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// The lowest table on the way to `iova` that exists. `iova` must be inside the input bits.
     #[inline(always)]
     pub(super) fn lowest(&self, iova: u64) -> Table<'_, F, M> {
-        let (root, levels) = (self.root(), self.geometry.levels);
-        // Levels that the format does not have leave no code behind.
-        let is = |n: u32| {
-            F::MIN_LEVELS <= n
-                && n <= F::MAX_LEVELS
-                && (F::MIN_LEVELS == F::MAX_LEVELS || levels == n)
-        };
-        if is(2) {
-            root.lowest::<2>(iova)
+        let fixed = F::MIN_LEVELS == F::MAX_LEVELS;
+        let levels = if fixed { F::MIN_LEVELS } else { self.geometry.levels };
+        self.lowest_of(levels, iova).unwrap_or(self.root())
+    }
+
+    /// The same in a table of so many levels, if that is more than one.
+    #[inline(always)]
+    fn lowest_of(&self, levels: u32, iova: u64) -> Option<Table<'_, F, M>> {
+        let root = self.root();
+        // Levels that the format does not have leave no code behind. Most tables have four or three.
+        let is = |n: u32| F::MIN_LEVELS <= n && n <= F::MAX_LEVELS && levels == n;
+        if is(4) {
+            Some(root.lowest::<4>(iova))
         } else if is(3) {
-            root.lowest::<3>(iova)
-        } else if is(4) {
-            root.lowest::<4>(iova)
+            Some(root.lowest::<3>(iova))
+        } else if is(2) {
+            Some(root.lowest::<2>(iova))
         } else if is(5) {
-            root.lowest::<5>(iova)
+            Some(root.lowest::<5>(iova))
         } else if is(6) {
-            root.lowest::<6>(iova)
+            Some(root.lowest::<6>(iova))
         } else {
-            root
+            None
         }
     }
 
@@ -130,16 +138,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// to be thought of: the short way of single maps and unmaps. `at` is a whole page's address.
     #[inline(always)]
     pub(super) fn page_entry(&self, at: u64) -> Option<(&M::Entry, u64)> {
-        // Where walkers do not snoop, the slow walk sees to the entries on the way.
-        let fixed = F::MIN_LEVELS > 1 && F::MIN_LEVELS == F::MAX_LEVELS;
-        let sound = at & self.geometry.not_in_iova == 0
-            // Says to the compiler, too, that no root of one level goes on from here.
-            && (fixed || self.geometry.levels > 1)
-            && self.memory.coherent();
-        if !sound {
+        if at & self.geometry.not_in_iova != 0 {
             return None;
         }
-        let table = self.lowest(at);
+        // Where walkers do not snoop, the slow walk sees to the entries on the way.
+        let table = self.lowest_of(self.short, at)?;
         if table.level != 0 {
             return None;
         }

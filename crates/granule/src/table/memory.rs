@@ -104,7 +104,8 @@ pub unsafe trait TableMemory: Send + Sync + 'static {
     /// The entry at a physical address.
     fn entry(&self, at: PhysAddr) -> *const Self::Entry;
 
-    /// Whether the table walker sees the CPU's stores without cache maintenance.
+    /// Whether the table walker sees the CPU's stores without cache maintenance: a property of the
+    /// hardware, asked for when a table is made.
     #[inline]
     fn coherent(&self) -> bool {
         true
