@@ -276,6 +276,11 @@ impl Geometry {
         }
     }
 
+    /// How many bytes of the input lie from `low` on, which lies in it.
+    pub(crate) fn behind(&self, low: u64) -> u64 {
+        (1u64 << self.input_bits).saturating_sub(low)
+    }
+
     /// Whether the input is all that the levels index: only then has it an upper half.
     fn is_full(&self) -> bool {
         self.input_bits == self.shift(self.top + 1)

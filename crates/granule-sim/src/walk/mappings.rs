@@ -310,7 +310,7 @@ impl<'a, M: PhysRead + ?Sized> Lister<'a, M> {
         self.listing.push(Mapping {
             iova: Iova::new(self.geometry.extend(low)),
             phys: page.phys,
-            len: 1 << single,
+            len: (1 << single).min(self.geometry.behind(low)),
             page_size: 1 << page_shift,
             access: rights.access,
             execute: rights.execute,

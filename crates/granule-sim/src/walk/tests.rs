@@ -211,6 +211,21 @@ fn sv39_superpage_group_and_upper_half() {
     assert_eq!(listing.mappings[1].iova.raw(), 0xffff_ffff_c000_0000);
 }
 
+/// Sv57 with 34 bits still has five levels: a page of its root is larger than all of the input.
+#[test]
+fn a_page_larger_than_the_input_is_listed_as_far_as_it_is_reached() {
+    let words = Words::new(&[(0x10_0000, 0xdf)]);
+    let listing = list(&words, SimFormat::Sv57, 34);
+    let [mapping] = listing.mappings.as_slice() else { panic!("{:?}", listing.mappings) };
+    assert_eq!((mapping.iova.raw(), mapping.len, mapping.page_size), (0, 1 << 34, 1 << 48));
+    let last = walk(&words, SimFormat::Sv57, 34, (1 << 34) - 1).expect("mapped");
+    assert_eq!(last.phys.raw(), (1 << 34) - 1);
+    assert!(matches!(
+        walk(&words, SimFormat::Sv57, 34, 1 << 34),
+        Err(WalkFault::OutsideInput { .. })
+    ));
+}
+
 #[test]
 fn amd_pages_between_the_levels() {
     // 39 bits: levels 3, 2, 1. A 16 KiB page is its entry four times.
