@@ -3,7 +3,8 @@
 use granule::addr::{Direction, DmaAddr, Iova, PhysAddr};
 use granule::dma::{AttachError, Device, DeviceSpec, DmaError};
 use granule::domain::{
-    DomainError, Mirror, Stream, StreamError, StreamId, Translation, TranslationError, UnitError,
+    Domain, DomainConfig, DomainError, Mirror, Stream, StreamError, StreamId, Translation,
+    TranslationError, UnitError,
 };
 use granule_checks::{Board, Buf, RAM, SimPaged, phys_range};
 use granule_sim::faults::Point;
@@ -165,4 +166,33 @@ fn a_mirror_answers_for_its_sides() {
     }
     assert_eq!(mirror.table_pages(), empty.iter().sum::<usize>() + 2);
     assert!(empty.iter().all(|pages| *pages >= 1), "{empty:?}: a root is a page");
+}
+
+/// After a recovery both sides of a mirror have forgotten what was unmapped, and serve again.
+#[test]
+fn a_mirror_recovers_on_both_sides() {
+    let board = Board::usual();
+    let sides = vec![board.paged(&["dart"]), board.paged(&["other"])];
+    let mirror = Mirror::<SimPaged>::new(sides).expect("alike");
+    let domain = Domain::new(board.platform(), mirror, &DomainConfig::default()).expect("a domain");
+    let streams = [Stream::new(0), Stream::new(0).at_unit(1)];
+    let device = domain.attach(DeviceSpec::new("both"), &streams, None).expect("legal");
+    let map = || device.map(Buf::new(&board.machine, 0x4000), Direction::FromDevice);
+    for failing in [0, 1] {
+        let mapped = map().expect("mapped");
+        let at = mapped.address();
+        // Both IOTLBs have it now.
+        assert!(board.write("dev", at, &[1]) && board.write("far", at, &[2]));
+        board.machine.faults().fail_nth(Point::Invalidation, failing);
+        assert!(mapped.unmap().is_err());
+        board.machine.faults().clear();
+        assert!(domain.stats().poisoned);
+        domain.recover().expect("hardware that answers again");
+        assert!(!board.write("dev", at, &[3]) && !board.write("far", at, &[4]), "{failing}");
+        let again = map().expect("it works again");
+        assert!(
+            board.write("dev", again.address(), &[5]) && board.write("far", again.address(), &[6])
+        );
+        again.unmap().map(drop).expect("forgotten");
+    }
 }
