@@ -47,3 +47,18 @@ impl Default for Hint {
         Self::NONE
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_is_an_address_and_a_count() {
+        let hint = Hint::new(0xff_ffff_ffff_f008, 64);
+        assert_eq!((hint.phys(), hint.count()), (0xff_ffff_ffff_f008, 64));
+        assert_eq!(hint.to_raw(), 0x40ff_ffff_ffff_f008);
+        assert_eq!(Hint::from_raw(hint.to_raw()), hint);
+        assert_eq!(Hint::new(0x1000, 65), Hint::NONE);
+        assert_eq!((Hint::NONE.count(), Hint::default()), (0, Hint::NONE));
+    }
+}

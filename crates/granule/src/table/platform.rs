@@ -188,3 +188,51 @@ unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
         self.platform.barrier();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const PAGE: u64 = 0x1_0000;
+    const SHARE: u64 = 0x1000;
+
+    #[test]
+    fn shares_are_handed_out_once_and_frames_come_back_when_empty() {
+        let mut shares = Shares::new();
+        assert_eq!(shares.take(SHARE, PAGE), None);
+        shares.add(SHARE, PAGE, 0x50_0000);
+        let first: Vec<_> = (0..16).filter_map(|_| shares.take(SHARE, PAGE)).collect();
+        assert_eq!(first, (0..16).map(|n| 0x50_0000 + n * SHARE).collect::<Vec<_>>());
+        assert_eq!(shares.take(SHARE, PAGE), None);
+        shares.add(SHARE, PAGE, 0x40_0000);
+        assert_eq!(shares.take(SHARE, PAGE), Some(0x40_0000));
+        // What was given back last is taken first: its frame is the one remembered.
+        assert_eq!(shares.put(SHARE, PAGE, 0x50_3000), None);
+        assert_eq!(shares.take(SHARE, PAGE), Some(0x50_3000));
+        // That frame is full again: the search goes round to the other.
+        assert_eq!(shares.take(SHARE, PAGE), Some(0x40_1000));
+        assert_eq!(shares.put(SHARE, PAGE, 0x40_0000), None);
+        assert_eq!(shares.put(SHARE, PAGE, 0x40_1000), Some(0x40_0000));
+        assert_eq!(shares.take(SHARE, PAGE), None, "the second frame is gone");
+        for at in &first[1..] {
+            assert_eq!(shares.put(SHARE, PAGE, *at), None);
+        }
+        assert_eq!(shares.put(SHARE, PAGE, 0x50_0000), Some(0x50_0000));
+        assert!(shares.frames.is_empty() && shares.free.iter().all(|free| *free == 0));
+        assert_eq!(shares.put(SHARE, PAGE, 0x50_0000), None, "it is nobody's");
+    }
+
+    #[test]
+    fn classes_are_kept_apart() {
+        let mut shares = Shares::new();
+        shares.add(0x400, PAGE, 0x10_0000);
+        assert_eq!(shares.take(SHARE, PAGE), None);
+        let all: Vec<_> = (0..65).map_while(|_| shares.take(0x400, PAGE)).collect();
+        assert_eq!(all.len(), 64, "as many as a word has bits");
+        assert_eq!(all.last(), Some(&(0x10_0000 + 63 * 0x400)));
+        shares.add(SHARE, PAGE, 0x20_0000);
+        assert_eq!(shares.take(SHARE, PAGE), Some(0x20_0000));
+        assert_eq!(shares.take(0x400, PAGE), None);
+    }
+}
