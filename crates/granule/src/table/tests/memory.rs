@@ -79,6 +79,11 @@ impl TestMemory {
         view.get(&(at & !63)).map_or(POISON, |line| line[(at as usize & 63) / 8])
     }
 
+    /// Makes a walker that does not snoop see the line as it was before anything was written.
+    pub(crate) fn forget(&self, at: u64) {
+        self.0.view.lock().unwrap().insert(at & !63, [0; 8]);
+    }
+
     /// Cleans what firmware wrote.
     pub(crate) fn clean_all(&self, at: PhysAddr, len: u64) {
         if !self.0.coherent {

@@ -12,6 +12,7 @@ mod reader;
 mod single;
 mod threads;
 mod tiny;
+mod unsynced;
 
 use std::vec::Vec;
 
