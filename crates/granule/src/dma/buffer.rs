@@ -29,6 +29,7 @@ unsafe impl Sync for Piece {}
 
 impl Piece {
     /// The length in bytes.
+    #[inline]
     pub fn len(&self) -> u64 {
         match self {
             Self::Cpu { len, .. } => *len as u64,
@@ -53,6 +54,7 @@ pub enum Memory<'a> {
 
 impl Memory<'_> {
     /// The stretches, in order.
+    #[inline]
     pub fn pieces(&self) -> &[Piece] {
         match self {
             Self::One(piece) => core::slice::from_ref(piece),
@@ -61,7 +63,11 @@ impl Memory<'_> {
     }
 
     /// The length in bytes, or `None` past 2^64.
+    #[inline]
     pub fn len(&self) -> Option<u64> {
+        if let Self::One(piece) = self {
+            return Some(piece.len());
+        }
         self.pieces().iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.len()))
     }
 

@@ -2,15 +2,16 @@
 
 use core::ops::Range;
 
-use super::ops::{Live, Side};
+use super::ops::Side;
 use super::{Device, DmaError, Memory, Piece};
 use crate::addr::Direction;
+use crate::bounce::RawBounceSlot;
 
 /// The CPU's access to a part of a mapped buffer. Dropping it gives the part back to the device
 /// (`dma_sync_single_for_device`).
 pub struct CpuAccess<'m> {
     device: &'m Device,
-    live: Live,
+    slot: Option<RawBounceSlot>,
     memory: Memory<'m>,
     part: Range<u64>,
     direction: Direction,
@@ -29,18 +30,19 @@ impl<'m> CpuAccess<'m> {
     }
 
     /// # Safety
-    /// `live` maps `memory` on `device` for as long as the result lives; the part was checked.
+    /// `memory` is mapped on `device`, with this slot, for as long as the result lives; the part was
+    /// checked.
     pub(super) unsafe fn begin(
         device: &'m Device,
-        live: &Live,
+        slot: Option<RawBounceSlot>,
         memory: Memory<'m>,
         part: Range<u64>,
         direction: Direction,
     ) -> Self {
         let span = (part.start, part.end - part.start);
         // SAFETY: the caller's promise.
-        unsafe { device.ops().sync(live, memory, span, direction, Side::Cpu) };
-        Self { device, live: *live, memory, part, direction, written: None }
+        unsafe { device.ops().sync(slot, memory, span, direction, Side::Cpu) };
+        Self { device, slot, memory, part, direction, written: None }
     }
 
     /// The part's length in bytes.
@@ -139,9 +141,9 @@ impl Drop for CpuAccess<'_> {
             if let (Some(written), false) = (&self.written, self.direction.device_reads()) {
                 let span = (written.start, written.end - written.start);
                 let both = Direction::Bidirectional;
-                ops.sync(&self.live, self.memory, span, both, Side::Device);
+                ops.sync(self.slot, self.memory, span, both, Side::Device);
             }
-            ops.sync(&self.live, self.memory, span, self.direction, Side::Device)
+            ops.sync(self.slot, self.memory, span, self.direction, Side::Device)
         };
     }
 }

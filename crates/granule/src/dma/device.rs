@@ -283,7 +283,11 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         self.attach_streams(streams, spec.trusted)
             .map_err(|cause| AttachError::Stream { device: spec.name.clone(), cause })?;
         let core = RouteCore::new(self.platform(), spec, pool);
+        let open = streaming.contains_range(&self.usable())
+            && core.spec.snoops
+            && !core.spec.unverified_fences;
         Ok(Device::from_ops(Box::new(Translated {
+            few: if open { self.translation().few() * self.granule().size() } else { 0 },
             core,
             domain: self.clone(),
             streams: streams.to_vec(),

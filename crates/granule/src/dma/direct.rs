@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use lock_api::Mutex;
 
 use super::layout::{Joiner, crosses};
-use super::ops::{BlockPlacement, Common, Demands, LinkPlace, ListState, Live, Ops};
+use super::ops::{BlockPlacement, Brief, Demands, LinkPlace, ListState, Live, Made, Ops, Single};
 use super::route::{RouteCore, Routed, SlotShape};
 use super::runs::whole;
 use super::{BounceReason, BusWindow, DmaError, MapFlags, Memory, Piece, RouteReport};
@@ -16,6 +16,7 @@ use crate::addr::{Access, Direction, DmaAddr, DmaRange, PhysRange};
 use crate::bounce::RawBounceSlot;
 use crate::domain::{DomainStats, Footprint, Release, Ticket, Under, UnitError, UnmapError};
 use crate::mem::{PerCpu, Platform};
+use crate::table::Hint;
 
 /// Keeps whatever lets the device through, and ends it.
 pub(super) trait Passage: Send + Sync {
@@ -114,9 +115,15 @@ impl<P: Platform> Direct<P> {
         Err(refused.unwrap_or_else(|| DmaError::NoBounce { device: self.device(), reason }))
     }
 
-    fn begin(&self, dma: DmaAddr, print: Footprint, slot: Option<RawBounceSlot>) -> Live {
+    fn begin(&self, dma: DmaAddr, print: Footprint) -> Live {
         self.counting(|cpu| self.core.counters.begin(cpu, &print));
-        Live { dma, len: print.bytes, mapped: None, slot, print }
+        Live { dma, len: print.bytes, mapped: None, print }
+    }
+
+    /// Counts a buffer out.
+    fn count_out(&self, len: u64, slot: Option<RawBounceSlot>) {
+        let print = buffer(len, slot);
+        self.counting(|cpu| self.core.counters.end(cpu, Under::Map, &print));
     }
 
     /// One entry of a list: where the device sees it.
@@ -220,12 +227,45 @@ impl<P: Platform> Ops for Direct<P> {
         RouteReport::Direct { how: self.how.into() }
     }
 
+    unsafe fn map_brief(
+        &self,
+        piece: &Piece,
+        direction: Direction,
+        _flags: MapFlags,
+    ) -> Option<Brief> {
+        if !self.core.spec.snoops {
+            return None;
+        }
+        let phys = whole(&self.core.platform, piece)?;
+        let dma = self.usable(&Piece::Phys(phys), direction).ok()?;
+        self.counting(|cpu| self.core.counters.begin(cpu, &buffer(phys.len(), None)));
+        Some(Brief::new(dma, Hint::NONE))
+    }
+
+    unsafe fn unmap_brief(&self, _brief: Brief, len: u64) -> Result<(), UnmapError> {
+        self.count_out(len, None);
+        Ok(())
+    }
+
+    unsafe fn end_brief_later(
+        &self,
+        _brief: Brief,
+        len: u64,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        self.count_out(len, None);
+        if let Some(release) = release.take() {
+            release.run();
+        }
+        Ok(None)
+    }
+
     unsafe fn map(
         &self,
         memory: Memory<'_>,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DmaError> {
+    ) -> Result<Single, DmaError> {
         let len = memory.len().ok_or_else(|| DmaError::TooLong { device: self.device() })?;
         if len == 0 {
             return Err(DmaError::Empty { device: self.device() });
@@ -236,17 +276,18 @@ impl<P: Platform> Ops for Direct<P> {
             None if memory.pieces().len() == 1 => Err(BounceReason::NoPhysical),
             None => Err(BounceReason::Scattered),
         };
-        let print = Footprint { bytes: len, ..Footprint::default() };
-        match usable {
+        let (slot, dma) = match usable {
             Ok(dma) => {
                 self.core.before_device(memory, len, direction, flags);
-                Ok(self.begin(dma, print, None))
+                (None, dma)
             }
             Err(reason) => {
                 let (slot, dma) = self.bounce(memory, len, 1, reason, flags)?;
-                Ok(self.begin(dma, Footprint { bounced: len, ..print }, Some(slot)))
+                (Some(slot), dma)
             }
-        }
+        };
+        self.counting(|cpu| self.core.counters.begin(cpu, &buffer(len, slot)));
+        Ok(Single { brief: Brief::new(dma, Hint::NONE), slot, made: Made::Fully })
     }
 
     unsafe fn map_list(
@@ -286,13 +327,13 @@ impl<P: Platform> Ops for Direct<P> {
             }
         }
         let first = state.segments.first().map_or(DmaAddr::new(0), |segment| segment.address);
-        Ok(self.begin(first, print, None))
+        Ok(self.begin(first, print))
     }
 
     unsafe fn map_resource(&self, range: PhysRange, _access: Access) -> Result<Live, DmaError> {
         let dma = self.bus(range, self.core.spec.mask);
         let dma = dma.ok_or_else(|| DmaError::Unreachable { device: self.device(), range })?;
-        Ok(self.begin(dma, Footprint { bytes: range.len(), ..Footprint::default() }, None))
+        Ok(self.begin(dma, Footprint { bytes: range.len(), ..Footprint::default() }))
     }
 
     unsafe fn map_blocks(
@@ -313,7 +354,7 @@ impl<P: Platform> Ops for Direct<P> {
             padding: block.len() - place.len,
             ..Footprint::default()
         };
-        Ok(self.begin(dma, print, None))
+        Ok(self.begin(dma, print))
     }
 
     unsafe fn end(&self, live: &Live) -> Result<(), UnmapError> {
@@ -321,27 +362,38 @@ impl<P: Platform> Ops for Direct<P> {
         Ok(())
     }
 
-    unsafe fn unmap(
+    unsafe fn end_single(
         &self,
-        live: &Live,
-        memory: Memory<'_>,
-        direction: Direction,
-        flags: MapFlags,
+        single: &Single,
+        len: u64,
+        _flags: MapFlags,
     ) -> Result<(), UnmapError> {
-        self.counting(|cpu| self.core.counters.end(cpu, Under::Map, &live.print));
-        // SAFETY: the caller's promise; a device that nothing confines has lost the memory when it
-        // is told so.
-        unsafe { self.settle(live, memory, direction, flags) };
+        // A device that nothing confines has lost the memory when it is told so.
+        self.count_out(len, single.slot);
         Ok(())
+    }
+
+    unsafe fn end_single_later(
+        &self,
+        single: &Single,
+        len: u64,
+        _flags: MapFlags,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        self.count_out(len, single.slot);
+        if let Some(release) = release.take() {
+            release.run();
+        }
+        Ok(None)
     }
 
     unsafe fn end_later(
         &self,
         live: &Live,
-        release: Option<Release>,
+        release: &mut Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError> {
         self.counting(|cpu| self.core.counters.end(cpu, Under::Map, &live.print));
-        if let Some(release) = release {
+        if let Some(release) = release.take() {
             release.run();
         }
         Ok(None)
@@ -386,4 +438,10 @@ impl<P: Platform> Ops for Direct<P> {
     fn detach(&self) -> bool {
         self.passage.as_ref().is_none_or(|passage| passage.close())
     }
+}
+
+/// What a buffer counts for.
+fn buffer(len: u64, slot: Option<RawBounceSlot>) -> Footprint {
+    let bounced = if slot.is_some() { len } else { 0 };
+    Footprint { bytes: len, bounced, ..Footprint::default() }
 }

@@ -258,9 +258,9 @@ impl<D: DeviceRef, B: DmaBuffer> Drop for ListMapping<D, B> {
         let pool = ops.slot_releaser();
         // SAFETY: the list is not used again.
         let raw = unsafe { ManuallyDrop::take(&mut self.list) }.into_raw();
-        let release = Release::new(deferred_drop::<B>(Sendable(raw), pool));
+        let mut release = Some(Release::new(deferred_drop::<B>(Sendable(raw), pool)));
         // SAFETY: the mapping ends once. If the invalidation fails the buffers are leaked.
-        let _ = unsafe { ops.end_later(&self.live, Some(release)) };
+        let _ = unsafe { ops.end_later(&self.live, &mut release) };
         // SAFETY: not used again.
         unsafe { ManuallyDrop::drop(&mut self.device) };
     }

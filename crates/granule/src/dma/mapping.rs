@@ -4,9 +4,10 @@ use core::mem::ManuallyDrop;
 use core::ops::Range;
 
 use super::cpu::CpuAccess;
-use super::ops::{Live, Ops};
+use super::ops::{Made, Ops, Single};
 use super::{Device, DeviceRef, DmaBuffer, DmaBufferMut, DmaError, MapFlags, Words};
 use crate::addr::{Direction, DmaAddr};
+use crate::bounce::RawBounceSlot;
 use crate::domain::{Release, Ticket, UnitError, UnmapError};
 
 /// A buffer that a device has.
@@ -18,7 +19,7 @@ use crate::domain::{Release, Ticket, UnitError, UnmapError};
 pub struct Mapping<D: DeviceRef, B: DmaBuffer> {
     device: ManuallyDrop<D>,
     words: Words,
-    live: Live,
+    single: Single,
     direction: Direction,
     flags: MapFlags,
     _buffer: core::marker::PhantomData<B>,
@@ -118,16 +119,47 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
         // SAFETY: the words are of a `B` that was just given up; its memory is owned (and for a
         // direction in which the device writes it is a `DmaBufferMut`'s) until the words are turned
         // back, which happens after the mapping has ended or never.
-        let result = unsafe { device.device().ops().map(B::memory(&words), direction, flags) };
-        match result {
-            Ok(live) => Ok(Self {
-                device: ManuallyDrop::new(device),
-                words,
-                live,
-                direction,
-                flags,
-                _buffer: core::marker::PhantomData,
-            }),
+        if let [piece] = unsafe { B::memory(&words) }.pieces() {
+            // SAFETY: as above.
+            let brief = unsafe { device.device().ops().map_brief(piece, direction, flags) };
+            if let Some(brief) = brief {
+                let single = Single { brief, slot: None, made: Made::Briefly };
+                return Ok(Self::hold(device, words, single, direction, flags));
+            }
+        }
+        // SAFETY: as above.
+        match unsafe { Self::map_full(device.device().ops(), words, direction, flags) } {
+            Ok(single) => Ok(Self::hold(device, words, single, direction, flags)),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    #[inline(always)]
+    fn hold(
+        device: D,
+        words: Words,
+        single: Single,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Self {
+        let (device, _buffer) = (ManuallyDrop::new(device), core::marker::PhantomData);
+        Self { device, words, single, direction, flags, _buffer }
+    }
+
+    /// Maps whatever is not the common case.
+    ///
+    /// # Safety
+    /// The words are of a `B` that was given up for this.
+    #[inline(never)]
+    unsafe fn map_full(
+        ops: &dyn Ops,
+        words: Words,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<Single, Refused<B>> {
+        // SAFETY: as said in `make`.
+        match unsafe { ops.map(B::memory(&words), direction, flags) } {
+            Ok(single) => Ok(single),
             Err(error) if error.is_stale() => Err(Refused { buffer: None, error }),
             Err(error) => {
                 // SAFETY: the words are turned back once; the device has not got the memory.
@@ -140,14 +172,17 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
     /// The address that the device is programmed with.
     #[inline]
     pub fn address(&self) -> DmaAddr {
-        self.live.dma
+        DmaAddr::new(self.single.brief.address.get())
     }
 
     /// The length in bytes.
     #[inline]
     #[allow(clippy::len_without_is_empty)] // A mapping is never empty.
     pub fn len(&self) -> u64 {
-        self.live.len
+        // SAFETY: the words are of a `B` and are only turned back when the mapping ends.
+        let memory = unsafe { B::memory(&self.words) };
+        // It was mapped, so its length has been summed up before.
+        memory.len().unwrap_or(0)
     }
 
     /// Which way data goes.
@@ -157,7 +192,7 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
 
     /// Whether the data goes through a bounce buffer.
     pub fn is_bounced(&self) -> bool {
-        self.live.slot.is_some()
+        self.single.slot.is_some()
     }
 
     /// The device that has the buffer.
@@ -172,12 +207,12 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
     /// # Errors
     /// [`DmaError::OutOfBounds`] if the part is not inside.
     pub fn sync_for_cpu(&mut self, part: Range<u64>) -> Result<CpuAccess<'_>, DmaError> {
-        CpuAccess::check(self.device.device(), &part, self.live.len)?;
+        CpuAccess::check(self.device.device(), &part, self.len())?;
         // SAFETY: the words are of a `B` and are only turned back when the mapping ends.
         let memory = unsafe { B::memory(&self.words) };
         // SAFETY: the mapping is live, and the part was checked.
         Ok(unsafe {
-            CpuAccess::begin(self.device.device(), &self.live, memory, part, self.direction)
+            CpuAccess::begin(self.device(), self.single.slot, memory, part, self.direction)
         })
     }
 
@@ -193,9 +228,13 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
         // SAFETY: `this` is not used as a mapping again, so its parts end once, here.
         unsafe {
             let device = ManuallyDrop::take(&mut this.device);
-            let (memory, words) = (B::memory(&this.words), this.words);
-            device.device().ops().unmap(&this.live, memory, this.direction, this.flags)?;
-            Ok(B::from_words(words))
+            let ops = device.device().ops();
+            if this.single.made == Made::Briefly {
+                ops.unmap_brief(this.single.brief, this.len())?;
+            } else {
+                Self::unmap_full(ops, this.single, this.words, this.direction, this.flags)?;
+            }
+            Ok(B::from_words(this.words))
         }
     }
 
@@ -209,9 +248,51 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
         let this = ManuallyDrop::new(self);
         // SAFETY: the mapping ends once; its other parts move into the `Pending`.
         unsafe {
-            let ticket = this.device.device().ops().end_later(&this.live, None)?;
+            let ticket = this.end_later(&mut None)?;
             Ok(Pending { mapping: ManuallyDrop::new(core::ptr::read(&*this)), ticket })
         }
+    }
+
+    /// Takes the buffer away from the device at the next flush.
+    ///
+    /// # Safety
+    /// The mapping ends once.
+    #[inline(always)]
+    unsafe fn end_later(
+        &self,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        let (ops, len) = (self.device.device().ops(), self.len());
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.single.made == Made::Briefly {
+                ops.end_brief_later(self.single.brief, len, release)
+            } else {
+                ops.end_single_later(&{ self.single }, len, self.flags, release)
+            }
+        }
+    }
+
+    /// Unmaps what was mapped in any but the shortest way. All of the mapping comes by value, so that
+    /// the shortest way can keep it in registers.
+    ///
+    /// # Safety
+    /// The mapping ends once.
+    #[inline(never)]
+    unsafe fn unmap_full(
+        ops: &dyn Ops,
+        single: Single,
+        words: Words,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Result<(), UnmapError> {
+        // SAFETY: the caller's promise; the words are of a `B` and are not turned back yet.
+        unsafe {
+            let memory = B::memory(&words);
+            ops.end_single(&single, memory.len().unwrap_or(0), flags)?;
+            ops.settle(single.slot, memory, direction, flags);
+        }
+        Ok(())
     }
 
     /// Brings the CPU's view up to date and turns the words back into the buffer.
@@ -219,10 +300,12 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
     /// # Safety
     /// The device has lost the memory; called once, and the mapping is not used again.
     unsafe fn settle(&self, device: &Device) -> B {
-        // SAFETY: the mapping's words and slot; not settled before.
-        unsafe {
-            let memory = B::memory(&self.words);
-            device.ops().settle(&self.live, memory, self.direction, self.flags);
+        if self.single.made != Made::Briefly {
+            // SAFETY: the mapping's words and slot; not settled before.
+            unsafe {
+                let memory = B::memory(&self.words);
+                device.ops().settle(self.single.slot, memory, self.direction, self.flags);
+            }
         }
         // SAFETY: the words are turned back once.
         unsafe { B::from_words(self.words) }
@@ -232,32 +315,47 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
 impl<D: DeviceRef, B: DmaBuffer> Drop for Mapping<D, B> {
     fn drop(&mut self) {
         let ops = self.device.device().ops();
-        let release = deferred_drop::<B>(self.words, self.live.slot, ops);
+        let mut release = deferred_drop::<B>(self.words, self.single.slot, ops);
         // SAFETY: the mapping ends once. If the invalidation fails the buffer is leaked, which is
         // all that can be done.
-        let _ = unsafe { ops.end_later(&self.live, Some(release)) };
+        let _ = unsafe { self.end_later(&mut release) };
         // SAFETY: not used again.
         unsafe { ManuallyDrop::drop(&mut self.device) };
     }
 }
 
-/// What is left to do once no device reaches a dropped mapping's memory.
+/// What is left to do once no device reaches a dropped mapping's memory, if anything is.
+#[inline]
 fn deferred_drop<B: DmaBuffer>(
     words: Words,
-    slot: Option<crate::bounce::RawBounceSlot>,
+    slot: Option<RawBounceSlot>,
+    ops: &dyn Ops,
+) -> Option<Release> {
+    if let Some(slot) = slot {
+        return Some(deferred_drop_of_slot::<B>(words, slot, ops));
+    }
+    // A borrowed buffer has nobody who waits for it.
+    // SAFETY: this runs once, when no device reaches the buffer any more.
+    let release = || Release::new(move || unsafe { drop(B::from_words(words)) });
+    core::mem::needs_drop::<B>().then(release)
+}
+
+#[cold]
+fn deferred_drop_of_slot<B: DmaBuffer>(
+    words: Words,
+    slot: RawBounceSlot,
     ops: &dyn Ops,
 ) -> Release {
-    match slot.and_then(|slot| Some((slot, ops.slot_releaser()?))) {
-        Some((slot, pool)) => Release::new(move || {
-            // SAFETY: this runs once, when no device reaches the slot and the buffer any more.
-            unsafe {
+    let pool = ops.slot_releaser();
+    Release::new(move || {
+        // SAFETY: this runs once, when no device reaches the slot and the buffer any more.
+        unsafe {
+            if let Some(pool) = pool {
                 pool.release_slot(slot);
-                drop(B::from_words(words));
             }
-        }),
-        // SAFETY: as above.
-        None => Release::new(move || unsafe { drop(B::from_words(words)) }),
-    }
+            drop(B::from_words(words));
+        }
+    })
 }
 
 /// A buffer on its way back: the device may reach it until the next flush.

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::num::NonZeroU64;
 use core::ptr::NonNull;
 
 use super::{DeviceSpec, DmaError, MapFlags, Memory, RouteReport};
@@ -13,8 +14,9 @@ use crate::domain::{
     DomainStats, Footprint, Mapped, Release, Stats, Ticket, UnitError, UnmapError,
 };
 use crate::mem::{FrameError, FrameRequest};
+use crate::table::Hint;
 
-/// A live mapping, as the guard that owns it keeps it.
+/// A live mapping of anything but one buffer, as the guard that owns it keeps it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Live {
     /// The address of the first byte.
@@ -23,10 +25,47 @@ pub(crate) struct Live {
     pub len: u64,
     /// What the domain mapped, if one translates.
     pub mapped: Option<Mapped>,
-    /// The bounce slot, if the data went there.
-    pub slot: Option<RawBounceSlot>,
     /// What it adds to the counters.
     pub print: Footprint,
+}
+
+/// A live mapping of the common case: one run of memory, given to the device where it lies, without
+/// guards, fences or caches to maintain. What was mapped follows from the address and the length. It
+/// fits two registers; copying it costs nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Brief {
+    /// The address of the first byte, never 0.
+    pub address: NonZeroU64,
+    pub hint: Hint,
+}
+
+impl Brief {
+    /// A mapping at an address. 0 is never handed out, and would become 1.
+    #[inline]
+    pub(crate) fn new(address: DmaAddr, hint: Hint) -> Self {
+        Self { address: NonZeroU64::new(address.raw()).unwrap_or(NonZeroU64::MIN), hint }
+    }
+}
+
+/// A live mapping of one buffer. Whoever ends it knows the buffer's length and the flags; all else
+/// follows from these.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Single {
+    pub brief: Brief,
+    /// The bounce slot, if the data went there.
+    pub slot: Option<RawBounceSlot>,
+    pub made: Made,
+}
+
+/// How a mapping was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// By [`Ops::map_brief`].
+    Briefly,
+    /// With fences inside its granules.
+    Fenced,
+    /// In any other way.
+    Fully,
 }
 
 /// A piece of a reservation.
@@ -97,10 +136,10 @@ pub(crate) trait Common: Send + Sync {
     /// Brings one side's view of a part of a mapping up to date.
     ///
     /// # Safety
-    /// `live` maps `memory` and has not been settled; the part lies inside.
+    /// `slot` is that of the mapping of `memory`, which has not been settled; the part lies inside.
     unsafe fn sync(
         &self,
-        live: &Live,
+        slot: Option<RawBounceSlot>,
         memory: Memory<'_>,
         part: (u64, u64),
         direction: Direction,
@@ -122,8 +161,15 @@ pub(crate) trait Common: Send + Sync {
     /// Brings the CPU's view up to date, unless `flags` say otherwise, and gives a bounce slot back.
     ///
     /// # Safety
-    /// `live` maps `memory`; it has ended, its invalidation has completed, and it is settled once.
-    unsafe fn settle(&self, live: &Live, memory: Memory<'_>, direction: Direction, flags: MapFlags);
+    /// The mapping of `memory` with this slot has ended, its invalidation has completed, and it is
+    /// settled once.
+    unsafe fn settle(
+        &self,
+        slot: Option<RawBounceSlot>,
+        memory: Memory<'_>,
+        direction: Direction,
+        flags: MapFlags,
+    );
 
     /// Gives a bounce slot back, once no device reaches it.
     ///
@@ -150,6 +196,36 @@ pub(crate) trait Ops: Common {
     fn domain_stats(&self) -> Option<DomainStats>;
     fn report(&self, range: Option<DmaRange>) -> RouteReport;
 
+    /// Maps a run, if that is the common case and takes nothing that must be thought of. `None` if not:
+    /// nothing is done then, and [`map`](Self::map) knows why.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    unsafe fn map_brief(
+        &self,
+        piece: &super::Piece,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Option<Brief>;
+
+    /// Takes `len` bytes that [`map_brief`](Self::map_brief) mapped away from the device: it has lost
+    /// them when this returns `Ok`, and nothing is to be settled.
+    ///
+    /// # Safety
+    /// `brief` is of this route, of memory that is `len` bytes long, and is ended once.
+    unsafe fn unmap_brief(&self, brief: Brief, len: u64) -> Result<(), UnmapError>;
+
+    /// The same at the next flush, as [`end_later`](Self::end_later) does it.
+    ///
+    /// # Safety
+    /// As [`unmap_brief`](Self::unmap_brief).
+    unsafe fn end_brief_later(
+        &self,
+        brief: Brief,
+        len: u64,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError>;
+
     /// # Safety
     /// The memory is valid for reads, and for writes if the device writes, until the mapping has
     /// ended.
@@ -158,7 +234,7 @@ pub(crate) trait Ops: Common {
         memory: Memory<'_>,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DmaError>;
+    ) -> Result<Single, DmaError>;
 
     /// # Safety
     /// As [`map`](Self::map), for every entry.
@@ -188,28 +264,40 @@ pub(crate) trait Ops: Common {
     /// `live` is of this route and is ended once.
     unsafe fn end(&self, live: &Live) -> Result<(), UnmapError>;
 
-    /// [`end`](Self::end) and [`settle`](Common::settle) in one call.
+    /// Takes a buffer of `len` bytes away from the device: it has lost it when this returns `Ok`.
+    /// [`settle`](Common::settle) is due then.
     ///
     /// # Safety
-    /// As both.
-    unsafe fn unmap(
+    /// `single` is of this route, mapped such a buffer with these flags, and is ended once.
+    unsafe fn end_single(
         &self,
-        live: &Live,
-        memory: Memory<'_>,
-        direction: Direction,
+        single: &Single,
+        len: u64,
         flags: MapFlags,
     ) -> Result<(), UnmapError>;
 
-    /// Takes the memory away from the device with the next flush; at once in strict mode. `release`
-    /// runs when the memory may be reused; without one the caller asks
-    /// [`is_flushed`](Self::is_flushed).
+    /// The same at the next flush, as [`end_later`](Self::end_later) does it.
+    ///
+    /// # Safety
+    /// As [`end_single`](Self::end_single).
+    unsafe fn end_single_later(
+        &self,
+        single: &Single,
+        len: u64,
+        flags: MapFlags,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError>;
+
+    /// Takes the memory away from the device with the next flush; at once in strict mode. `release` is
+    /// taken, and runs when the memory may be reused; without one the caller asks
+    /// [`is_flushed`](Self::is_flushed). After an error it must not run.
     ///
     /// # Safety
     /// `live` is of this route and is ended once.
     unsafe fn end_later(
         &self,
         live: &Live,
-        release: Option<Release>,
+        release: &mut Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError>;
 
     /// Counts a mapping that another device of the same domain made and ends.

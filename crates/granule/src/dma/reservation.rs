@@ -127,10 +127,9 @@ impl<D: DeviceRef, B: DmaBuffer> Reservation<D, B> {
             cause: crate::mem::FrameError::OutOfMemory,
         })?;
         let ops = self.device.device().ops();
-        let live = Live { len: phys.len(), ..self.live };
         // SAFETY: the part is reserved and nothing is linked there; the memory is the buffer's.
         unsafe {
-            ops.sync(&live, memory, (0, phys.len()), direction, Side::Device);
+            ops.sync(None, memory, (0, phys.len()), direction, Side::Device);
             ops.link(&self.live, &place, direction.access())?;
         }
         if self.links.is_empty() {
@@ -200,11 +199,10 @@ impl<D: DeviceRef, B: DmaBuffer> Reservation<D, B> {
     /// The link is ended once.
     unsafe fn take_out(&self, link: &Link) -> Result<B, UnmapError> {
         let ops = self.device.device().ops();
-        let live = Live { len: link.place.len, ..self.live };
         // SAFETY: the caller's promise; the buffer comes back only if the device has lost it.
         unsafe {
             ops.unlink(&self.live, &link.place)?;
-            ops.sync(&live, B::memory(&link.words), (0, link.place.len), link.direction, Side::Cpu);
+            ops.sync(None, B::memory(&link.words), (0, link.place.len), link.direction, Side::Cpu);
             Ok(B::from_words(link.words))
         }
     }

@@ -4,7 +4,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::ops::{Common, FrameSource, ListState, Live, PlatformFrames, Side, SlotRelease};
+use super::ops::{Common, FrameSource, ListState, PlatformFrames, Side, SlotRelease};
 use super::runs::{Runs, for_each_part, for_each_run, whole};
 use super::{BounceReason, DeviceSpec, DmaError, MapFlags, Memory, Piece};
 use crate::addr::{Direction, PhysAddr, PhysRange};
@@ -285,14 +285,14 @@ impl<R: Routed> Common for R {
 
     unsafe fn sync(
         &self,
-        live: &Live,
+        slot: Option<RawBounceSlot>,
         memory: Memory<'_>,
         part: (u64, u64),
         direction: Direction,
         side: Side,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { self.core().sync(live.slot, memory, part, direction, side) };
+        unsafe { self.core().sync(slot, memory, part, direction, side) };
     }
 
     unsafe fn sync_list(
@@ -313,17 +313,18 @@ impl<R: Routed> Common for R {
 
     unsafe fn settle(
         &self,
-        live: &Live,
+        slot: Option<RawBounceSlot>,
         memory: Memory<'_>,
         direction: Direction,
         flags: MapFlags,
     ) {
         let core = self.core();
         if !flags.contains(MapFlags::SKIP_CPU_SYNC) {
+            let all = (0, memory.len().unwrap_or(u64::MAX));
             // SAFETY: the caller's promise.
-            unsafe { core.sync(live.slot, memory, (0, live.len), direction, Side::Cpu) };
+            unsafe { core.sync(slot, memory, all, direction, Side::Cpu) };
         }
-        if let Some(slot) = live.slot {
+        if let Some(slot) = slot {
             // SAFETY: the caller's promise.
             unsafe { core.release(slot) };
         }

@@ -5,7 +5,7 @@ use super::{
     Domain, DomainError, Invalidation, Mapped, Placement, Translation, TranslationError, UnmapError,
 };
 use crate::addr::{Attributes, Iova, IovaRange, PhysRange};
-use crate::iova::IovaRequest;
+use crate::iova::{IovaRequest, Terms};
 use crate::mem::Platform;
 use crate::table::{Fence, Hint};
 use core::sync::atomic::Ordering;
@@ -13,10 +13,23 @@ use core::sync::atomic::Ordering;
 /// The range for a mapping, and the range that was taken for it.
 type Leased = Result<(IovaRange, IovaRange), DomainError>;
 
+/// A mapping is counted in, or exposes what it must not.
+struct Admission<'a, P: Platform, T: Translation> {
+    domain: &'a Domain<P, T>,
+    account: &'a Account<'a>,
+}
+
+impl<P: Platform, T: Translation> Terms<Tally> for Admission<'_, P, T> {
+    #[inline(always)]
+    fn admit(self, tally: &mut Tally) -> bool {
+        self.domain.admit(tally, Some(self.account))
+    }
+}
+
 impl<P: Platform, T: Translation> Domain<P, T> {
     /// Takes IOVA space, and counts what will be mapped there. If there is none, what waits in
     /// quarantine is flushed first.
-    #[inline(always)]
+    #[inline]
     fn lease(&self, place: &Placement, account: Option<&Account<'_>>) -> Leased {
         if !place.guard && place.at.is_none() && !self.is_poisoned() {
             // A window that all addresses lie in is none, and costs the allocator no look.
@@ -126,33 +139,58 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         fence: Option<Fence>,
         account: Option<&Account<'_>>,
     ) -> Result<Mapped, DomainError> {
-        let Some(fence) = fence else {
-            // SAFETY: the caller's promise.
-            return unsafe { self.map_plain(place, phys, attrs, account) };
+        // Only the rare mapping with a fence may be leased where everything is rare.
+        let (range, lease) = match fence {
+            None => self.lease(place, account)?,
+            Some(_) => self.lease_slowly(place, account)?,
         };
-        let (range, lease) = self.lease_slowly(place, account)?;
         // SAFETY: the range was just leased, so it is ours and unmapped; the memory is the
         // caller's promise.
-        let result = unsafe { self.translation.map_fenced(range.start(), phys, attrs, fence) };
+        let result = unsafe {
+            match fence {
+                None => self.translation.map(range.start(), phys, attrs),
+                Some(fence) => self.translation.map_fenced(range.start(), phys, attrs, fence),
+            }
+        };
         self.settle(range, lease, result, account)
     }
 
-    /// The same without fences. All of it becomes part of its caller: it is for the shortest way.
+    /// Maps a few granules that are known to be in reach anywhere in the domain, counted, if that takes
+    /// no more than a range that is at hand and entries in a table that exists. `None` if it takes
+    /// more, or must not be done: nothing is done then. All of it becomes part of its caller.
     ///
     /// # Safety
     /// As [`map`](Self::map).
     #[inline(always)]
-    pub(crate) unsafe fn map_plain(
+    pub(crate) unsafe fn try_map(
         &self,
-        place: &Placement,
         phys: PhysRange,
         attrs: Attributes,
-        account: Option<&Account<'_>>,
-    ) -> Result<Mapped, DomainError> {
-        let (range, lease) = self.lease(place, account)?;
-        // SAFETY: as in `map_within`.
-        let result = unsafe { self.translation.map(range.start(), phys, attrs) };
-        self.settle(range, lease, result, account)
+        account: &Account<'_>,
+    ) -> Option<(Iova, Hint)> {
+        if self.is_poisoned() {
+            return None;
+        }
+        let start = self.iova.take_counted(phys.len(), Admission { domain: self, account })?;
+        // SAFETY: the range was just leased, so it is ours and unmapped; the memory is the
+        // caller's promise.
+        match unsafe { self.translation.try_map(start, phys, attrs) } {
+            Some(hint) => Some((start, hint)),
+            None => {
+                self.forgo(start, phys.len(), *account);
+                None
+            }
+        }
+    }
+
+    /// Gives a range back in which nothing was written, and counts it out.
+    #[cold]
+    #[inline(never)]
+    fn forgo(&self, start: Iova, len: u64, account: Account<'_>) {
+        self.cancel(&account, false);
+        if let Ok(lease) = IovaRange::new(start, len) {
+            self.give_back(lease);
+        }
     }
 
     /// Maps pieces one behind the other from the start of the placement on.

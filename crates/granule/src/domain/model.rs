@@ -123,7 +123,7 @@ impl World {
         self.exposing.fetch_sub(1, Ordering::Relaxed);
         CPU.set(1 - cpu);
         // SAFETY: mapped above, and ended once.
-        unsafe { self.domain.unmap_later(&mapped, None, &account) }.expect("unmapped");
+        unsafe { self.domain.unmap_later(&mapped, &mut None, &account) }.expect("unmapped");
         true
     }
 

@@ -37,6 +37,8 @@ pub struct Paged<F: Format, P: Platform, U: Unit> {
     geometry: Geometry,
     number: usize,
     caches_absent: bool,
+    /// Whether a few entries in a table that exists are all that a small map takes.
+    quick: bool,
     streams: Mutex<P::Lock, Streams>,
     /// Held while somebody reads a range that may not be his, and while tables are freed.
     readers: Mutex<P::Lock, ()>,
@@ -88,6 +90,7 @@ impl<F: Format, P: Platform, U: Unit> Paged<F, P, U> {
         )
         .map_err(|_| TranslationError::NoUnit)?;
         let units = open_all(iommus, &layout)?;
+        let caches_absent = iommus.iter().any(|iommu| iommu.unit().info().caches_absent);
         Ok(Self {
             geometry: Geometry {
                 page_sizes: table.page_sizes(),
@@ -96,7 +99,8 @@ impl<F: Format, P: Platform, U: Unit> Paged<F, P, U> {
                 fence_unit: F::FENCE_UNIT,
             },
             table: ManuallyDrop::new(table),
-            caches_absent: iommus.iter().any(|iommu| iommu.unit().info().caches_absent),
+            caches_absent,
+            quick: coherent && !caches_absent,
             units,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             streams: Mutex::new(Streams::default()),
@@ -230,6 +234,24 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
     ) -> Result<Hint, TranslationError> {
         // SAFETY: the caller's promises are the table's.
         Ok(unsafe { self.table.map(iova, phys, attrs) }?)
+    }
+
+    fn few(&self) -> u64 {
+        match (self.quick, F::GROUPS[0]) {
+            (false, _) => 0,
+            (true, 0) => 64,
+            // Fewer pages than the smallest group has hold none, and as many are one or hold none.
+            (true, sizes) => 1 << sizes.trailing_zeros().min(6),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn try_map(&self, iova: Iova, phys: PhysRange, attrs: Attributes) -> Option<Hint> {
+        if !self.quick {
+            return None;
+        }
+        // SAFETY: the caller's promises are the table's.
+        unsafe { self.table.try_map(iova, phys, attrs) }
     }
 
     unsafe fn map_fenced(

@@ -69,6 +69,19 @@ pub struct Mapped {
     pub(super) hint: Hint,
 }
 
+impl Mapped {
+    /// A mapping that has what it leases to itself.
+    #[inline]
+    pub(crate) fn whole(range: IovaRange, hint: Hint) -> Self {
+        Self { range, lease: range, hint }
+    }
+
+    /// What spares the unmap its walk.
+    pub(crate) fn hint(&self) -> Hint {
+        self.hint
+    }
+}
+
 /// An unmap whose invalidation failed. What it covered is leaked and counted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -91,6 +91,22 @@ pub unsafe trait Translation: Send + Sync + 'static {
         attrs: Attributes,
     ) -> Result<Hint, TranslationError>;
 
+    /// How many granules at most [`try_map`](Self::try_map) is worth a call for. Constant for its life.
+    fn few(&self) -> u64 {
+        0
+    }
+
+    /// As [`map`](Self::map) with [`sync_map`](Self::sync_map), if that takes a few entries in a table
+    /// that exists and no more. `None` if it takes more, or cannot be done: then nothing was done.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    #[inline(always)]
+    unsafe fn try_map(&self, iova: Iova, phys: PhysRange, attrs: Attributes) -> Option<Hint> {
+        let _ = (iova, phys, attrs);
+        None
+    }
+
     /// Maps whole granules with the first and last ones fenced to a part of themselves.
     ///
     /// # Errors

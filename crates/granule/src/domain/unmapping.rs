@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use super::counters::{Account, Under};
-use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket};
+use super::quarantine::{Entry, Pushed, Quarantine, Release, Ticket, Waiting};
 use super::{Domain, Invalidation, Mapped, Translation, TranslationError, UnitError, UnmapError};
 use crate::addr::IovaRange;
 use crate::mem::Platform;
@@ -35,11 +35,11 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         // SAFETY: the mapping is live and the caller's, who ends it once.
         let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
             Ok(unmapped) => unmapped,
-            Err(cause) => return Err(self.leak(mapped, cause, account)),
+            Err(cause) => return Err(self.leak(*mapped, cause, account.copied())),
         };
         let request = Invalidation { range: Some(mapped.range), tables: unmapped.tables };
         if let Err(cause) = self.translation.invalidate(&request) {
-            return Err(self.leak(mapped, cause.into(), account));
+            return Err(self.leak(*mapped, cause.into(), account.copied()));
         }
         self.reap(mapped.lease, unmapped.tables);
         let freed = self.iova.free_counted(mapped.lease, |tally| {
@@ -55,26 +55,26 @@ impl<P: Platform, T: Translation> Domain<P, T> {
 
     /// Ends a mapping at the next flush; at once in strict mode.
     ///
-    /// `release` runs once the memory may be reused; if that moment never comes it never runs. The
-    /// answer tells where the unmap waits.
+    /// `release` is taken, and runs once the memory may be reused; if that moment never comes it never
+    /// runs. The answer tells where the unmap waits.
     ///
     /// # Errors
-    /// As [`unmap`](Self::unmap).
+    /// As [`unmap`](Self::unmap); `release` must then not be run.
     ///
     /// # Safety
     /// `mapped` came from this domain and is ended once.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn unmap_later(
         &self,
         mapped: &Mapped,
-        release: Option<Release>,
+        release: &mut Option<Release>,
         account: &Account<'_>,
     ) -> Result<Option<Ticket>, UnmapError> {
         let Some(quarantine) = &self.quarantine else {
-            // SAFETY: the caller's promise. If this fails the release is dropped, and never runs:
-            // running it would let memory be reused that a device may still reach.
+            // SAFETY: the caller's promise. If this fails the release never runs: running it would let
+            // memory be reused that a device may still reach.
             unsafe { self.unmap_counted(mapped, Some(account)) }?;
-            if let Some(release) = release {
+            if let Some(release) = release.take() {
                 release.run();
             }
             return Ok(None);
@@ -82,39 +82,38 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         // SAFETY: the mapping is live and the caller's, who ends it once.
         let unmapped = match unsafe { self.translation.unmap(mapped.range, mapped.hint) } {
             Ok(unmapped) => unmapped,
-            Err(cause) => return Err(self.leak(mapped, cause, Some(account))),
+            Err(cause) => return Err(self.leak(*mapped, cause, Some(*account))),
         };
-        let entry = Entry { lease: mapped.lease, tables: unmapped.tables, release };
-        match quarantine.push(&self.platform, entry, Some(account)) {
+        let entry = Entry { lease: mapped.lease, tables: unmapped.tables };
+        match quarantine.push(&self.platform, entry, release, Some(account)) {
             Pushed::Waiting(ticket) => Ok(Some(ticket)),
-            pushed => self.defer(quarantine, pushed, mapped, account),
+            Pushed::Due(ticket) => {
+                // The entry is safe where it is; a flush that fails now is tried again.
+                let _ = self.flush();
+                Ok(Some(ticket))
+            }
+            Pushed::Full => self.push_again(quarantine, entry, release, *mapped, *account),
         }
     }
 
-    /// Flushes for an entry that is due, or that found no room.
+    /// Flushes for an entry that found no room.
     #[cold]
     #[inline(never)]
-    fn defer(
+    fn push_again(
         &self,
         quarantine: &Quarantine<P>,
-        mut pushed: Pushed,
-        mapped: &Mapped,
-        account: &Account<'_>,
+        entry: Entry,
+        release: &mut Option<Release>,
+        mapped: Mapped,
+        account: Account<'_>,
     ) -> Result<Option<Ticket>, UnmapError> {
         loop {
-            match pushed {
-                Pushed::Waiting(ticket) => return Ok(Some(ticket)),
-                Pushed::Due(ticket) => {
-                    // The entry is safe where it is; a flush that fails now is tried again.
-                    let _ = self.flush();
-                    return Ok(Some(ticket));
-                }
-                Pushed::Full(entry) => {
-                    if let Err(cause) = self.flush() {
-                        return Err(self.leak(mapped, cause.into(), Some(account)));
-                    }
-                    pushed = quarantine.push(&self.platform, entry, Some(account));
-                }
+            if let Err(cause) = self.flush() {
+                return Err(self.leak(mapped, cause.into(), Some(account)));
+            }
+            match quarantine.push(&self.platform, entry, release, Some(&account)) {
+                Pushed::Waiting(ticket) | Pushed::Due(ticket) => return Ok(Some(ticket)),
+                Pushed::Full => {}
             }
         }
     }
@@ -124,6 +123,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     /// # Errors
     /// [`UnitError::Timeout`]: everything stays in quarantine, and the domain is poisoned until
     /// [`recover`](Self::recover).
+    #[inline(never)]
     pub fn flush(&self) -> Result<(), UnitError> {
         let Some(quarantine) = &self.quarantine else {
             return Ok(());
@@ -131,8 +131,9 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         let result = quarantine.flush(
             || self.invalidate(&Invalidation::ALL),
             |batch| {
-                batch.iter().flatten().for_each(|entry| self.reap(entry.lease, entry.tables));
-                let leases = batch.iter().flatten().map(|entry| entry.lease);
+                let entries = batch.iter().flatten().map(Waiting::entry);
+                entries.clone().for_each(|entry| self.reap(entry.lease, entry.tables));
+                let leases = entries.map(|entry| entry.lease);
                 let freed = self.iova.free_many(leases, |_, _| ());
                 debug_assert!(freed.is_ok(), "a lease is freed once, as it was taken");
             },
@@ -199,14 +200,15 @@ impl<P: Platform, T: Translation> Domain<P, T> {
 
     /// Leaves a mapping's memory and IOVA in quarantine for ever.
     #[cold]
+    #[inline(never)]
     fn leak(
         &self,
-        mapped: &Mapped,
+        mapped: Mapped,
         cause: TranslationError,
-        account: Option<&Account<'_>>,
+        account: Option<Account<'_>>,
     ) -> UnmapError {
         self.poison(mapped.lease.len());
-        if let Some(account) = account {
+        if let Some(account) = &account {
             self.end(account, false);
         }
         UnmapError { range: mapped.range, cause }

@@ -9,6 +9,14 @@ use super::{IovaAllocator, IovaError, IovaRequest};
 use crate::addr::{Iova, IovaRange};
 use crate::mem::Platform;
 
+/// On what terms a range is taken. A trait and no closure, since a closure cannot say that it is always to
+/// be inlined.
+pub trait Terms<C> {
+    /// Changes a CPU's counts, or refuses and changes nothing. This runs under a lock: it must be short,
+    /// and must not call the allocator.
+    fn admit(self, counts: &mut C) -> bool;
+}
+
 impl<P: Platform, C> IovaAllocator<P, C> {
     /// As [`alloc`](Self::alloc); once that has succeeded, `count` changes a CPU's counts.
     ///
@@ -33,6 +41,24 @@ impl<P: Platform, C> IovaAllocator<P, C> {
         let iova = self.alloc_uncached(len, request)?;
         self.count(count);
         Ok(iova)
+    }
+
+    /// Takes a range of `size` bytes, whole granules, that this CPU has at hand, if `terms` admit it.
+    /// `None` if they do not, or if nothing is at hand: what else there is to be done,
+    /// [`alloc_counted`](Self::alloc_counted) does.
+    #[inline(always)]
+    pub fn take_counted(&self, size: u64, terms: impl Terms<C>) -> Option<Iova> {
+        let class = Class::of(size >> self.granule.shift())?;
+        let mut shard = self.shares.local(&self.platform).shard.lock();
+        let Shard { magazines, counts, .. } = &mut *shard;
+        let magazines = magazines.as_mut()?;
+        let start = magazines.pop(class)?;
+        if !terms.admit(counts) {
+            // It was there a moment ago: there is room.
+            magazines.push(class, start);
+            return None;
+        }
+        Some(Iova::new(start << self.granule.shift()))
     }
 
     /// As [`free`](Self::free); once that has succeeded, `count` changes a CPU's counts, perhaps

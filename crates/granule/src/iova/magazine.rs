@@ -80,7 +80,7 @@ pub(super) struct Class(&'static Place);
 
 impl Class {
     /// The class of `len` granules, if it has one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of(len: u64) -> Option<Self> {
         if len.wrapping_sub(1) < DENSE {
             return Self::at((len - 1) as usize);
@@ -121,7 +121,7 @@ impl Class {
         usize::from(self.0.end - self.0.base)
     }
 
-    #[inline]
+    #[inline(always)]
     fn at(index: usize) -> Option<Self> {
         TABLE.get(index).map(Self)
     }
@@ -161,7 +161,7 @@ impl Magazines {
     }
 
     /// Takes the range that was put in last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn pop(&mut self, class: Class) -> Option<u64> {
         let count = self.count.get_mut(class.index())?;
         let left = count.checked_sub(1)?;

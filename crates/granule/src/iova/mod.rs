@@ -48,5 +48,6 @@ mod testing;
 mod tests;
 
 pub use allocator::IovaAllocator;
+pub use counted::Terms;
 pub use error::IovaError;
 pub use request::{IovaRequest, IovaUsage};

@@ -30,13 +30,31 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         phys: PhysRange,
         attributes: Attributes,
     ) -> Result<Hint, TableError> {
-        match self.map_page(iova.raw(), phys, attributes) {
-            Some(hint) => {
-                self.memory.barrier();
-                Ok(hint)
-            }
-            None => self.map_run(iova, phys, attributes),
+        // SAFETY: the caller's promise.
+        match unsafe { self.try_map(iova, phys, attributes) } {
+            Some(hint) => Ok(hint),
+            None => self.map_long(iova, phys, attributes),
         }
+    }
+
+    /// As [`map`](Self::map), if it takes no more than a run of pages in a table that exists. `None` if
+    /// it takes more, or cannot be done; then nothing was written.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    #[inline(always)]
+    pub unsafe fn try_map(
+        &self,
+        iova: Iova,
+        phys: PhysRange,
+        attributes: Attributes,
+    ) -> Option<Hint> {
+        let hint = match self.map_page(iova.raw(), phys, attributes) {
+            Some(hint) => hint,
+            None => self.map_few(iova, phys, attributes)?,
+        };
+        self.memory.barrier();
+        Some(hint)
     }
 
     /// One page in a table that exists. `None` if it is anything else, a wrong request included;
@@ -59,19 +77,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     }
 
     #[inline(never)]
-    fn map_run(
-        &self,
-        iova: Iova,
-        phys: PhysRange,
-        attributes: Attributes,
-    ) -> Result<Hint, TableError> {
-        match self.map_short(iova.raw(), phys.start().raw(), phys.len(), attributes) {
-            Some(hint) => {
-                self.memory.barrier();
-                Ok(hint)
-            }
-            None => self.map_long(iova, phys, attributes),
-        }
+    fn map_few(&self, iova: Iova, phys: PhysRange, attributes: Attributes) -> Option<Hint> {
+        self.map_short(iova.raw(), phys.start().raw(), phys.len(), attributes)
     }
 
     /// The short way: a run of equal pages in a table that exists. `None` if there is anything to

@@ -221,6 +221,6 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         for segment in &mut state.segments {
             segment.address = DmaAddr::new(base + segment.address.raw());
         }
-        Ok(self.live(mapped, 0, print.bytes, print, None))
+        Ok(self.live(mapped, 0, print.bytes, print))
     }
 }

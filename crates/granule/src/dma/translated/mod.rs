@@ -8,12 +8,13 @@ use alloc::vec::Vec;
 
 use crate::addr::{Access, Attributes, Direction, DmaAddr, Iova, IovaRange, MemoryKind, PhysRange};
 use crate::bounce::{BounceSlot, RawBounceSlot};
-use crate::dma::ops::Live;
+use crate::dma::ops::{Brief, Live, Made, Single};
 use crate::dma::route::{RouteCore, SlotShape};
 use crate::dma::runs::{Runs, whole};
-use crate::dma::{BounceReason, DmaError, MapFlags, Memory};
+use crate::dma::{BounceReason, DmaError, MapFlags, Memory, Piece};
 use crate::domain::{
-    Account, Domain, DomainError, Footprint, Mapped, Placement, Stream, Translation, UnmapError,
+    Account, Domain, DomainError, Footprint, Mapped, Placement, Release, Stream, Ticket,
+    Translation, UnmapError,
 };
 use crate::mem::Platform;
 use crate::table::Fence;
@@ -29,12 +30,9 @@ pub(super) struct Translated<P: Platform, T: Translation> {
     pub streaming: IovaRange,
     /// The same for coherent memory.
     pub coherent: IovaRange,
-}
-
-/// A run that is given to the device where it lies, and the granules around it.
-struct Plain {
-    phys: PhysRange,
-    outer: PhysRange,
+    /// The most bytes that the shortest way maps. 0 if it is closed: streaming mappings may not lie
+    /// anywhere, caches are to be maintained, fences are asked for, or the translation has no such way.
+    pub few: u64,
 }
 
 /// How one run shall be mapped.
@@ -111,54 +109,97 @@ impl<P: Platform, T: Translation> Translated<P, T> {
             return Err(BounceReason::OutOfReach);
         }
         let slack = outer.len() - phys.len();
-        let unit = geometry.fence_unit;
-        if slack == 0 || unit == 0 || !self.core.spec.unverified_fences {
-            return Ok(Fit { outer, fence: None, exposed: slack });
-        }
         let front = phys.start().raw() - outer.start().raw();
+        Ok(match self.fence(front, slack) {
+            Some((fence, exposed)) => Fit { outer, fence: Some(fence), exposed },
+            None => Fit { outer, fence: None, exposed: slack },
+        })
+    }
+
+    /// The fence for a run with `slack` bytes around it, `front` of them before it, and what it leaves
+    /// open. `None` if there is none.
+    #[inline]
+    fn fence(&self, front: u64, slack: u64) -> Option<(Fence, u64)> {
+        let unit = self.domain.geometry().fence_unit;
+        if slack == 0 || unit == 0 || !self.core.spec.unverified_fences {
+            return None;
+        }
         let fence = Fence { front: front & !(unit - 1), back: (slack - front) & !(unit - 1) };
-        Ok(Fit { outer, fence: Some(fence), exposed: slack - fence.front - fence.back })
+        Some((fence, slack - fence.front - fence.back))
     }
 
-    /// The common case: one run that the device may be given where it lies, with neither guards nor
-    /// fences, and no caches to maintain. Whether it exposes anything is not said here.
-    #[inline(always)]
-    fn plain(&self, memory: Memory<'_>, flags: MapFlags) -> Option<Plain> {
-        let [piece] = memory.pieces() else { return None };
-        let phys = whole(&self.core.platform, piece)?;
-        let outer = phys.align_outward(self.domain.granule())?;
-        let reached = self.domain.geometry().output.contains_range(&outer);
-        let plain = reached && self.is_plain() && !flags.contains(MapFlags::GUARD);
-        plain.then_some(Plain { phys, outer })
-    }
-
-    /// Maps such a run; `None` if it would expose what it must not.
+    /// Maps a run of a few granules that the device may be given where it lies, with neither guards nor
+    /// fences, and without caches to maintain.
     ///
     /// # Safety
     /// As [`Ops::map`](crate::dma::ops::Ops::map).
     #[inline(always)]
-    unsafe fn map_plain(
+    unsafe fn try_map(
         &self,
-        plain: &Plain,
+        piece: &Piece,
         direction: Direction,
-    ) -> Option<Result<Live, DmaError>> {
-        let len = plain.phys.len();
-        let exposed = plain.outer.len() - len;
+        flags: MapFlags,
+    ) -> Option<Brief> {
+        if flags.contains(MapFlags::GUARD) {
+            return None;
+        }
+        let phys = whole(&self.core.platform, piece)?;
+        let outer = phys.align_outward(self.domain.granule())?;
+        if outer.len() > self.few || !self.domain.geometry().output.contains_range(&outer) {
+            return None;
+        }
+        let len = phys.len();
+        let exposed = outer.len() - len;
         if exposed != 0 && self.domain.is_untrusted() {
             return None;
         }
-        let place = self.placement(plain.outer.len(), MapFlags::empty());
-        let attrs = self.attributes(direction.access());
+        let attrs = Attributes { access: direction.access(), kind: MemoryKind::Coherent };
         let account = self.account(Footprint { bytes: len, exposed, ..Footprint::default() });
         // SAFETY: the caller's promise.
-        match unsafe { self.domain.map_plain(&place, plain.outer, attrs, Some(&account)) } {
-            Ok(mapped) => {
-                let front = plain.phys.start().raw() - plain.outer.start().raw();
-                Some(Ok(self.live(mapped, front, len, account.print, None)))
-            }
-            Err(DomainError::Exposes { .. }) => None,
-            Err(cause) => Some(Err(self.domain_error(cause))),
+        let (start, hint) = unsafe { self.domain.try_map(outer, attrs, &account) }?;
+        let front = phys.start().raw() - outer.start().raw();
+        Some(Brief::new(DmaAddr::new(self.dma(start).raw() + front), hint))
+    }
+
+    /// What a buffer's mapping took and counted, where it was mapped where it lies, without guards and
+    /// fences: IOVA has the offset in a granule that memory has.
+    #[inline(always)]
+    fn taken(&self, brief: Brief, len: u64) -> Option<(Mapped, Account<'_>)> {
+        let iova = Iova::new(brief.address.get() - self.base);
+        let range = IovaRange::new(iova, len).ok()?.align_outward(self.domain.granule())?;
+        let exposed = range.len() - len;
+        let account = self.account(Footprint { bytes: len, exposed, ..Footprint::default() });
+        Some((Mapped::whole(range, brief.hint), account))
+    }
+
+    /// The same for any buffer's mapping.
+    #[inline(never)]
+    fn taken_by(
+        &self,
+        single: &Single,
+        len: u64,
+        flags: MapFlags,
+    ) -> Option<(Mapped, Account<'_>)> {
+        let (mut mapped, mut account) = self.taken(single.brief, len)?;
+        if let Some(slot) = &single.slot {
+            let (data, outer) = (slot.data(), slot.outer());
+            let front = data.start().raw() - outer.start().raw();
+            let start = Iova::new(single.brief.address.get() - self.base - front);
+            let range = IovaRange::new(start, outer.len()).ok()?;
+            mapped = Mapped::whole(range, single.brief.hint);
+            account = self.account(bounced(slot));
         }
+        if single.made == Made::Fenced {
+            let front = single.brief.address.get() & self.domain.granule().mask();
+            let slack = account.print.exposed;
+            account.print.exposed = self.fence(front, slack).map_or(slack, |(_, open)| open);
+        }
+        if flags.contains(MapFlags::GUARD) {
+            let guard = self.domain.granule().size();
+            let start = mapped.range.start().checked_sub(guard)?;
+            mapped.lease = IovaRange::new(start, mapped.range.len() + 2 * guard).ok()?;
+        }
+        Some((mapped, account))
     }
 
     /// Maps whatever is not the common case.
@@ -171,7 +212,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         memory: Memory<'_>,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DmaError> {
+    ) -> Result<Single, DmaError> {
         let len = memory.len().ok_or_else(|| DmaError::TooLong { device: self.device() })?;
         if len == 0 {
             return Err(DmaError::Empty { device: self.device() });
@@ -206,7 +247,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         fit: &Fit,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DomainError> {
+    ) -> Result<Single, DomainError> {
         let (outer, exposed) = (fit.outer, fit.exposed);
         let place = self.placement(outer.len(), flags);
         let attrs = self.attributes(direction.access());
@@ -216,7 +257,8 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         let mapped =
             unsafe { self.domain.map_within(&place, outer, attrs, fit.fence, Some(&account)) }?;
         let front = phys.start().raw() - outer.start().raw();
-        Ok(self.live(mapped, front, phys.len(), account.print, None))
+        let made = if fit.fence.is_some() { Made::Fenced } else { Made::Fully };
+        Ok(Single { brief: self.brief(mapped, front), slot: None, made })
     }
 
     /// This device's account of a mapping.
@@ -226,16 +268,13 @@ impl<P: Platform, T: Translation> Translated<P, T> {
     }
 
     #[inline]
-    fn live(
-        &self,
-        mapped: Mapped,
-        front: u64,
-        len: u64,
-        print: Footprint,
-        slot: Option<RawBounceSlot>,
-    ) -> Live {
+    fn live(&self, mapped: Mapped, front: u64, len: u64, print: Footprint) -> Live {
         let dma = DmaAddr::new(self.dma(mapped.range.start()).raw() + front);
-        Live { dma, len, mapped: Some(mapped), slot, print }
+        Live { dma, len, mapped: Some(mapped), print }
+    }
+
+    fn brief(&self, mapped: Mapped, front: u64) -> Brief {
+        Brief::new(DmaAddr::new(self.dma(mapped.range.start()).raw() + front), mapped.hint())
     }
 
     /// Ends what the domain mapped, for every caller but the shortest way.
@@ -246,6 +285,21 @@ impl<P: Platform, T: Translation> Translated<P, T> {
     unsafe fn end_mapped(&self, mapped: &Mapped, print: &Footprint) -> Result<(), UnmapError> {
         // SAFETY: the caller's promise.
         unsafe { self.domain.unmap_counted(mapped, Some(&self.account(*print))) }
+    }
+
+    /// The same at the next flush.
+    ///
+    /// # Safety
+    /// As [`Ops::end`](crate::dma::ops::Ops::end).
+    #[inline(never)]
+    unsafe fn end_mapped_later(
+        &self,
+        mapped: &Mapped,
+        print: &Footprint,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.domain.unmap_later(mapped, release, &self.account(*print)) }
     }
 
     /// Takes a bounce slot. If the pool has none, slots of ended mappings may be waiting for a flush.
@@ -275,19 +329,18 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         reason: BounceReason,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DmaError> {
+    ) -> Result<Single, DmaError> {
         let slot = self.slot(memory, len, reason, flags)?;
         let raw = slot.into_raw();
         let (data, outer) = (raw.data(), raw.outer());
         let attrs = self.attributes(direction.access());
-        let padding = outer.len() - data.len();
-        let account = self.account(Footprint { bytes: len, padding, exposed: 0, bounced: len });
+        let account = self.account(bounced(&raw));
         let place = self.placement(outer.len(), flags);
         // SAFETY: the slot is whole granules that the pool lent to this mapping alone.
         match unsafe { self.domain.map_within(&place, outer, attrs, None, Some(&account)) } {
             Ok(mapped) => {
                 let front = data.start().raw() - outer.start().raw();
-                Ok(self.live(mapped, front, len, account.print, Some(raw)))
+                Ok(Single { brief: self.brief(mapped, front), slot: Some(raw), made: Made::Fully })
             }
             Err(cause) => {
                 if !cause.is_stale() {
@@ -309,7 +362,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         len: u64,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DmaError> {
+    ) -> Result<Single, DmaError> {
         let granule = self.domain.granule();
         let (exposed, front) = match self.survey(memory, direction) {
             Ok(survey) => survey,
@@ -327,7 +380,9 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         // SAFETY: the survey found that the runs join at granules; the rest is the caller's
         // promise.
         match unsafe { self.domain.map_list_within(&place, pieces, attrs, Some(&account)) } {
-            Ok(mapped) => Ok(self.live(mapped, front, len, account.print, None)),
+            Ok(mapped) => {
+                Ok(Single { brief: self.brief(mapped, front), slot: None, made: Made::Fully })
+            }
             Err(DomainError::Exposes { .. }) => {
                 self.map_bounced(memory, len, BounceReason::Exposure, direction, flags)
             }
@@ -368,4 +423,10 @@ impl<P: Platform, T: Translation> Translated<P, T> {
     fn within(&self, live: &Live) -> Result<Mapped, DmaError> {
         live.mapped.ok_or_else(|| DmaError::NotTranslated { device: self.device() })
     }
+}
+
+/// What a buffer in a slot counts for.
+fn bounced(slot: &RawBounceSlot) -> Footprint {
+    let len = slot.data().len();
+    Footprint { bytes: len, padding: slot.outer().len() - len, exposed: 0, bounced: len }
 }

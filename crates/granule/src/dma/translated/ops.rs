@@ -7,7 +7,7 @@ use crate::addr::{
     Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, MemoryKind, PhysRange,
 };
 use crate::dma::ops::{
-    BlockPlacement, Common, Demands, LinkPlace, ListState, Live, Ops, TranslatedDemands,
+    BlockPlacement, Brief, Demands, LinkPlace, ListState, Live, Ops, Single, TranslatedDemands,
 };
 use crate::dma::route::{RouteCore, Routed};
 use crate::dma::{DmaError, MapFlags, Memory, Piece, RouteReport};
@@ -59,18 +59,39 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         }
     }
 
+    unsafe fn map_brief(
+        &self,
+        piece: &Piece,
+        direction: Direction,
+        flags: MapFlags,
+    ) -> Option<Brief> {
+        // SAFETY: the caller's promise.
+        unsafe { self.try_map(piece, direction, flags) }
+    }
+
+    unsafe fn unmap_brief(&self, brief: Brief, len: u64) -> Result<(), UnmapError> {
+        let Some((mapped, account)) = self.taken(brief, len) else { return Ok(()) };
+        // SAFETY: the caller's promise.
+        unsafe { self.domain.unmap_counted(&mapped, Some(&account)) }
+    }
+
+    unsafe fn end_brief_later(
+        &self,
+        brief: Brief,
+        len: u64,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        let Some((mapped, account)) = self.taken(brief, len) else { return Ok(None) };
+        // SAFETY: the caller's promise.
+        unsafe { self.domain.unmap_later(&mapped, release, &account) }
+    }
+
     unsafe fn map(
         &self,
         memory: Memory<'_>,
         direction: Direction,
         flags: MapFlags,
-    ) -> Result<Live, DmaError> {
-        if let Some(plain) = self.plain(memory, flags) {
-            // SAFETY: the caller's promise.
-            if let Some(result) = unsafe { self.map_plain(&plain, direction) } {
-                return result;
-            }
-        }
+    ) -> Result<Single, DmaError> {
         // SAFETY: the caller's promise.
         unsafe { self.map_any(memory, direction, flags) }
     }
@@ -118,7 +139,7 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             cause => self.domain_error(cause),
         })?;
         let front = range.start().raw() - outer.start().raw();
-        Ok(self.live(mapped, front, range.len(), account.print, None))
+        Ok(self.live(mapped, front, range.len(), account.print))
     }
 
     unsafe fn map_blocks(
@@ -170,7 +191,7 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
             unsafe { self.domain.map_list_within(&placement, memory, attrs, Some(&account)) }
         });
         let mapped = mapped.map_err(|cause| self.domain_error(cause))?;
-        Ok(self.live(mapped, 0, place.len, account.print, None))
+        Ok(self.live(mapped, 0, place.len, account.print))
     }
 
     unsafe fn end(&self, live: &Live) -> Result<(), UnmapError> {
@@ -181,34 +202,39 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         unsafe { self.end_mapped(mapped, &live.print) }
     }
 
-    unsafe fn unmap(
+    unsafe fn end_single(
         &self,
-        live: &Live,
-        memory: Memory<'_>,
-        direction: Direction,
+        single: &Single,
+        len: u64,
         flags: MapFlags,
     ) -> Result<(), UnmapError> {
-        if let Some(mapped) = &live.mapped {
-            // SAFETY: the caller's promise.
-            unsafe { self.domain.unmap_counted(mapped, Some(&self.account(live.print))) }?;
-        }
-        if live.slot.is_some() || !self.core.spec.snoops {
-            // SAFETY: the caller's promise; the mapping has just ended.
-            unsafe { self.settle(live, memory, direction, flags) };
-        }
-        Ok(())
+        let Some((mapped, account)) = self.taken_by(single, len, flags) else { return Ok(()) };
+        // SAFETY: the caller's promise.
+        unsafe { self.end_mapped(&mapped, &account.print) }
+    }
+
+    unsafe fn end_single_later(
+        &self,
+        single: &Single,
+        len: u64,
+        flags: MapFlags,
+        release: &mut Option<Release>,
+    ) -> Result<Option<Ticket>, UnmapError> {
+        let Some((mapped, account)) = self.taken_by(single, len, flags) else { return Ok(None) };
+        // SAFETY: the caller's promise.
+        unsafe { self.end_mapped_later(&mapped, &account.print, release) }
     }
 
     unsafe fn end_later(
         &self,
         live: &Live,
-        release: Option<Release>,
+        release: &mut Option<Release>,
     ) -> Result<Option<Ticket>, UnmapError> {
         let Some(mapped) = &live.mapped else {
             return Ok(None);
         };
         // SAFETY: the caller's promise.
-        unsafe { self.domain.unmap_later(mapped, release, &self.account(live.print)) }
+        unsafe { self.end_mapped_later(mapped, &live.print, release) }
     }
 
     fn join(&self, live: &Live) {
@@ -237,7 +263,7 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
         let account = self.account(Footprint::default());
         let lease = self.domain.reserve_only(&self.placement(size, MapFlags::empty()), &account);
         let mapped = lease.map_err(|cause| self.domain_error(cause))?;
-        Ok(self.live(mapped, 0, size, account.print, None))
+        Ok(self.live(mapped, 0, size, account.print))
     }
 
     unsafe fn link(&self, live: &Live, link: &LinkPlace, access: Access) -> Result<(), DmaError> {

@@ -8,7 +8,7 @@ use std::vec::Vec;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
-use super::{Entry, Pushed, Quarantine, Release, Ticket};
+use super::{Entry, Pushed, Quarantine, Release, Ticket, Waiting};
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::effort::effort;
 use crate::mem::{FrameError, FrameRequest, Platform};
@@ -111,7 +111,7 @@ impl World {
         Ok(())
     }
 
-    fn lease(&self, entry: &Entry) {
+    fn lease(&self, entry: Entry) {
         let id = (entry.lease.start().raw() >> 12) as usize;
         self.with(|all| {
             assert!(all[id].forgotten, "address space is reused while the device remembers it");
@@ -131,7 +131,7 @@ impl World {
 fn flush(world: &World, rings: &Quarantine<Cpus>) -> Result<(), ()> {
     rings.flush(
         || world.invalidate(),
-        |batch| batch.iter().flatten().for_each(|entry| world.lease(entry)),
+        |batch| batch.iter().flatten().map(Waiting::entry).for_each(|entry| world.lease(entry)),
     )
 }
 
@@ -139,14 +139,19 @@ fn unmap(world: &Arc<World>, rings: &Quarantine<Cpus>, cpu: usize, id: usize) ->
     world.with(|all| all[id].unmapped = true);
     let owner = world.clone();
     let lease = IovaRange::new(Iova::new((id as u64) << 12), 4096).expect("a legal range");
-    let release = Some(Release::new(move || owner.release(id)));
-    let mut entry = Entry { lease, tables: false, release };
+    // Small and large destructors take different ways.
+    let weight = [id; 6];
+    let mut release = Some(if id % 2 == 0 {
+        Release::new(move || owner.release(id))
+    } else {
+        Release::new(move || owner.release(weight[5]))
+    });
+    let entry = Entry { lease, tables: false };
     loop {
         CPU.set(cpu);
-        match rings.push(&Cpus, entry, None) {
+        match rings.push(&Cpus, entry, &mut release, None) {
             Pushed::Waiting(ticket) | Pushed::Due(ticket) => return ticket,
-            Pushed::Full(back) => {
-                entry = back;
+            Pushed::Full => {
                 let _ = flush(world, rings);
             }
         }
@@ -208,6 +213,29 @@ fn a_drop_gives_nothing_back() {
             unmap(&world, &rings, 0, 0);
             drop(rings);
             assert_eq!(world.with(|all| (all[0].leases, all[0].releases)), (0, 0));
+        },
+        1,
+    );
+}
+
+/// More large destructors than one batch has room for, mixed with small ones.
+#[test]
+fn every_destructor_runs_once_whatever_its_size() {
+    const ALL: usize = 40;
+    shuttle::check_random(
+        || {
+            let entries = Mutex::new(std::vec![State::default(); ALL]);
+            let world = Arc::new(World { entries, failures: Mutex::new(0) });
+            let rings = Quarantine::new(&Cpus, ALL, u64::MAX);
+            // The odd ones are large: eight in a row first.
+            let order = (0..8).map(|n| 2 * n + 1).chain((0..8).map(|n| 2 * n)).chain(16..ALL);
+            for id in order {
+                unmap(&world, &rings, 0, id);
+            }
+            assert_eq!(flush(&world, &rings), Ok(()));
+            assert_eq!((rings.waiting(), rings.bytes()), (0, 0));
+            let all = State { unmapped: true, forgotten: true, leases: 1, releases: 1 };
+            world.with(|entries| assert!(entries.iter().all(|state| *state == all), "{entries:?}"));
         },
         1,
     );

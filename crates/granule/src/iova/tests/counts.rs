@@ -37,6 +37,36 @@ fn each_success_counts_once_on_the_cpu_that_it_happens_on() {
     assert_eq!(real.usage().live, 0);
 }
 
+/// Takes only so often.
+struct Times<'a>(&'a mut i32);
+
+impl crate::iova::Terms<(usize, i64)> for Times<'_> {
+    fn admit(self, (_, count): &mut (usize, i64)) -> bool {
+        *self.0 -= 1;
+        let admitted = *self.0 >= 0;
+        *count += i64::from(admitted);
+        admitted
+    }
+}
+
+#[test]
+fn what_is_at_hand_is_taken_on_terms() {
+    let real = counting(1 << 30);
+    run_on(0);
+    let mut times = 2;
+    assert_eq!(real.take_counted(G4, Times(&mut times)), None, "nothing is at hand");
+    let first = real.alloc_counted(&IovaRequest::new(G4), |_| ()).expect("room");
+    let taken = [0, 1].map(|_| real.take_counted(G4, Times(&mut times)).expect("at hand"));
+    assert!(taken[0] != taken[1] && taken.iter().all(|start| *start != first));
+    assert_eq!(real.take_counted(G4, Times(&mut times)), None, "refused");
+    assert_eq!((sum(&real), real.usage().live), (2, 3 * G4));
+    times = 1;
+    let last = real.take_counted(G4, Times(&mut times)).expect("what was refused is at hand still");
+    assert!(last != first && !taken.contains(&last));
+    assert_eq!(real.take_counted(3 * G4, Times(&mut times)), None, "not of this size");
+    assert_eq!((sum(&real), real.usage().live), (3, 4 * G4));
+}
+
 #[test]
 fn a_refusal_counts_nothing() {
     let real = counting(16 * G4);
