@@ -111,7 +111,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// The short way: entries of one table of level 0, cutting no group. `None` if there is anything
     /// to think about, a wrong request included; then nothing was changed.
     #[inline(always)]
-    fn clear_short(&self, start: u64, len: u64) -> Option<Unmapped> {
+    pub(super) fn clear_short(&self, start: u64, len: u64) -> Option<Unmapped> {
         let span = 1u64 << shift::<F>(1);
         let sound = (start | len) & F::GRANULE.mask() == 0
             && len < span

@@ -9,6 +9,7 @@ mod model;
 mod platform;
 mod properties;
 mod reader;
+mod short;
 mod single;
 mod threads;
 mod tiny;
