@@ -10,11 +10,17 @@ use crate::mem::{FrameError, FrameRequest, Platform, SpinLock};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
+    static TAKEN: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Says on which CPU this thread claims to run.
 pub(super) fn run_on(cpu: usize) {
     CPU.with(|cell| cell.set(cpu));
+}
+
+/// How many locks of [`Counted`] machines this thread has taken.
+pub(super) fn locks_taken() -> u64 {
+    TAKEN.with(Cell::get)
 }
 
 /// A machine with CPUs and nothing else.
@@ -45,6 +51,63 @@ unsafe impl Platform for Cpus {
 
     fn cpus(&self) -> usize {
         self.0
+    }
+}
+
+/// A spin lock that counts how often this thread took one.
+pub(super) struct CountingLock(SpinLock);
+
+// SAFETY: all is passed on to a lock that keeps the promise.
+unsafe impl lock_api::RawMutex for CountingLock {
+    #[allow(clippy::declare_interior_mutable_const)] // What the trait asks for.
+    const INIT: Self = Self(SpinLock::INIT);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        TAKEN.set(TAKEN.get() + 1);
+        self.0.lock();
+    }
+
+    fn try_lock(&self) -> bool {
+        let taken = self.0.try_lock();
+        TAKEN.set(TAKEN.get() + u64::from(taken));
+        taken
+    }
+
+    unsafe fn unlock(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.unlock() };
+    }
+}
+
+/// As [`Cpus`], with that lock.
+#[derive(Clone, Debug)]
+pub(super) struct Counted(pub(super) Cpus);
+
+// SAFETY: as `Cpus`.
+unsafe impl Platform for Counted {
+    type Lock = CountingLock;
+
+    fn alloc_frames(&self, request: &FrameRequest) -> Result<PhysRange, FrameError> {
+        self.0.alloc_frames(request)
+    }
+
+    unsafe fn free_frames(&self, _: PhysRange) {}
+
+    fn ptr(&self, phys: PhysAddr) -> *mut u8 {
+        self.0.ptr(phys)
+    }
+
+    fn phys(&self, ptr: *const u8, len: usize) -> Option<PhysRange> {
+        self.0.phys(ptr, len)
+    }
+
+    fn cpu(&self) -> usize {
+        self.0.cpu()
+    }
+
+    fn cpus(&self) -> usize {
+        self.0.cpus()
     }
 }
 

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 mod counts;
 mod depot;
 mod interleavings;
+mod locks;
 mod model;
 mod steps;
 
