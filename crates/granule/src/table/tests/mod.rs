@@ -48,6 +48,27 @@ pub(crate) fn map<F: Format>(
     unsafe { table.map(Iova::new(at), phys(to, len), RW) }
 }
 
+/// The short way alone.
+pub(crate) fn try_map<F: Format>(
+    table: &PageTable<F, TestMemory>,
+    at: u64,
+    to: u64,
+    len: u64,
+) -> Option<Hint> {
+    try_map_as(table, at, to, len, RW)
+}
+
+pub(crate) fn try_map_as<F: Format>(
+    table: &PageTable<F, TestMemory>,
+    at: u64,
+    to: u64,
+    len: u64,
+    attributes: Attributes,
+) -> Option<Hint> {
+    // SAFETY: tests own all ranges, and there is no device.
+    unsafe { table.try_map(Iova::new(at), phys(to, len), attributes) }
+}
+
 pub(crate) fn unmap<F: Format>(
     table: &PageTable<F, TestMemory>,
     at: u64,

@@ -11,16 +11,6 @@ fn with_leaf_table<F: Format>(memory: &TestMemory) -> (PageTable<F, TestMemory>,
     (table, granule, granule << F::INDEX_BITS)
 }
 
-fn try_map<F: Format>(
-    table: &PageTable<F, TestMemory>,
-    at: u64,
-    to: u64,
-    len: u64,
-) -> Option<Hint> {
-    // SAFETY: tests own all ranges, and there is no device.
-    unsafe { table.try_map(Iova::new(at), phys(to, len), RW) }
-}
-
 fn what_the_short_way_serves<F: Format>() {
     let memory = TestMemory::new();
     let (table, g, span) = with_leaf_table::<F>(&memory);
@@ -62,12 +52,8 @@ fn what_the_short_way_leaves<F: Format>() {
     ] {
         assert_eq!(try_map(&table, at, to, len), None, "{}: {why}", F::ID);
     }
-    // SAFETY: refused.
-    let nothing = unsafe {
-        let none = Attributes::memory(Access::empty());
-        table.try_map(Iova::new(3 * g), phys(to, g), none)
-    };
-    assert_eq!(nothing, None);
+    let none = Attributes::memory(Access::empty());
+    assert_eq!(try_map_as(&table, 3 * g, to, g, none), None);
     for (at, len) in [(span - 2 * g, 3 * g), (span, g), (3 * g, span), (0x800, g), (0, 0x800)] {
         assert!(table.clear_short(at, len).is_none(), "{}: {at:#x}", F::ID);
     }
