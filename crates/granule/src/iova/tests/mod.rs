@@ -12,6 +12,7 @@ mod interleavings;
 mod locks;
 mod model;
 mod steps;
+mod usage;
 
 use model::Model;
 use steps::{Step, aperture, step};
