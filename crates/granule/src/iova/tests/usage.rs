@@ -62,3 +62,45 @@ fn a_region_that_begins_where_the_range_ends_is_not_in_the_way() {
     let refused = real.alloc_at(range(0x10_3000, 0x1000));
     assert!(matches!(refused, Err(IovaError::Reserved { .. })), "{refused:?}");
 }
+
+/// What goes to the tree at once is looked at there: sizes of one word, of several, of whole slots.
+#[test]
+fn a_second_free_of_what_no_magazine_keeps_is_noticed() {
+    let real = on_cpus(1);
+    let untouched = real.usage().free;
+    for pages in [65, 100, 192, 1000, 4160, 5000, 70_000, 300_000] {
+        let start = real.alloc(&IovaRequest::new(pages * G4)).expect("room").raw();
+        let other = real.alloc(&IovaRequest::new(pages * G4)).expect("room").raw();
+        let all = range(start, pages * G4);
+        assert_eq!(real.free(all), Ok(()));
+        let refused = real.free(all);
+        assert!(matches!(refused, Err(IovaError::NotAllocated { .. })), "{pages}: {refused:?}");
+        assert_eq!(real.usage().live, pages * G4);
+        assert_eq!(real.free(range(other, pages * G4)), Ok(()));
+        assert_eq!(real.usage().free, untouched, "{pages}");
+    }
+}
+
+#[test]
+fn a_reservation_that_fails_gives_back_what_it_had_claimed() {
+    let real = on_cpus(1);
+    real.reserve(range(0x10_0000, 0x4000)).expect("free");
+    real.alloc_at(range(0x10_8000, 0x1000)).expect("free");
+    let before = real.usage().free;
+    // Free, reserved, free, and then in use.
+    let refused = real.reserve(range(0xf_0000, 0x2_0000));
+    assert!(matches!(refused, Err(IovaError::InUse { .. })), "{refused:?}");
+    assert_eq!(real.usage().free, before);
+    real.alloc_at(range(0xf_0000, 0x1_0000)).expect("still free");
+    real.alloc_at(range(0x10_4000, 0x4000)).expect("still free");
+    // Regions that touch or overlap become one, and those that do not stay two.
+    for (start, len, reserved) in [
+        (0x20_0000, 0x2000, 0x6000),
+        (0x20_2000, 0x1000, 0x7000),
+        (0x20_4000, 0x1000, 0x8000),
+        (0x20_1000, 0x4000, 0x9000),
+    ] {
+        real.reserve(range(start, len)).expect("free");
+        assert_eq!(real.usage().reserved, reserved, "{start:#x}");
+    }
+}
