@@ -252,6 +252,7 @@ fn a_list_that_changes_its_mind_is_contained() {
             1 => Some(phys(0x1000, 0x1000)),
             2 => None,
             3 => Some(phys(0x8000, 0x4000)),
+            4 => Some(phys(0x2_0000, 0x1000)),
             _ => None,
         }
     });
