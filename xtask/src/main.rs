@@ -12,6 +12,7 @@ mod msrv;
 mod mutants;
 mod no_std;
 mod package;
+mod sanitize;
 mod size;
 mod trust;
 mod unsafe_audit;
@@ -188,6 +189,12 @@ const CHORES: &[Chore] = &[
         options: &["ROW…", "--long", "--hours N"],
         about: "models, faults, hostile devices, schedules, arithmetic; --hours N: until then",
         run: trust::run,
+    },
+    Chore {
+        name: "sanitize",
+        options: &["address|thread…", "--may-skip"],
+        about: "tests of the core under AddressSanitizer and ThreadSanitizer",
+        run: sanitize::run,
     },
     Chore {
         name: "size",
