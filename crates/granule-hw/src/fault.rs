@@ -7,6 +7,9 @@ use core::fmt;
 use granule::addr::{Access, DmaAddr};
 use granule::domain::StreamId;
 
+/// How many faults one call hands over at most: a device could fault as fast as they are read.
+pub(crate) const MOST_AT_ONCE: usize = 1 << 16;
+
 /// Why a transaction was refused, in words that all IOMMUs share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

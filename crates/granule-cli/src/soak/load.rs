@@ -38,7 +38,7 @@ pub(super) struct Settings {
 }
 
 /// What rounds did.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     pub(super) operations: u64,
     pub(super) injected: u64,
@@ -76,6 +76,7 @@ fn machine(settings: &Settings) -> Result<Machine, CliError> {
     let ram = PhysRange::new(PhysAddr::new(RAM), 256 << 20).map_err(|e| wrong(e.to_string()))?;
     let mut iommu = IommuConfig::new(IOMMU, SimFormat::Dart1, 32);
     iommu.invalidation_latency = Duration::ZERO;
+    iommu.streams = settings.threads;
     let mut builder = Machine::builder().seed(settings.seed).ram(ram).iommu(iommu);
     for number in 0..settings.threads {
         builder = builder.device(SimSpec::behind(&format!("dev{number}"), IOMMU, number));
@@ -332,4 +333,31 @@ fn pattern(id: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
     fastrand::Rng::with_seed(id).fill(&mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_stream_for_every_thread() {
+        let settings = Settings { seed: 2, threads: 64, fault_rate: 0.0, answers: true };
+        let machine =
+            machine(&settings).expect("a board for the most threads that may be asked for");
+        assert!(machine.device("dev63").is_some());
+    }
+
+    fn counts(seed: u64) -> Counts {
+        let settings = Settings { seed, threads: 1, fault_rate: 0.2, answers: seed % 2 == 0 };
+        round(&settings).expect("a round without a wrong byte")
+    }
+
+    #[test]
+    fn a_round_of_one_thread_is_the_same_again_for_the_same_seed() {
+        let all: Vec<Counts> = (0..2).map(counts).collect();
+        assert_eq!(all, (0..2).map(counts).collect::<Vec<_>>());
+        assert!(all.windows(2).all(|two| two[0].verified != two[1].verified));
+        assert!(all.iter().any(|one| one.injected > 0 && one.failed > 0));
+        assert!(all.iter().step_by(2).all(|one| one.leaked == 0 && one.kept == 0));
+    }
 }

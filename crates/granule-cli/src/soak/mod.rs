@@ -71,7 +71,7 @@ fn summary(
          late DMA         {} attempts, all blocked\n\
          leaks            {} B where the hardware answered; {} B kept out of use where it did not\n\
          peak memory      {early} B in the first 8 rounds, {late} B in all\n\
-         go on with       granule soak --seed {next}\n",
+         go on with       granule soak --seed {next} --threads {} --fault-rate {}\n",
         took.as_secs_f64(),
         args.threads,
         args.seed,
@@ -84,5 +84,7 @@ fn summary(
         sum.late,
         sum.leaked,
         sum.kept,
+        args.threads,
+        args.fault_rate,
     )
 }

@@ -28,6 +28,7 @@ use granule::table::FormatId;
 use lock_api::Mutex;
 
 use crate::block::{Block, BlockRequest};
+use crate::fault::MOST_AT_ONCE;
 use crate::ids::Ids;
 use crate::mmio::Registers;
 use crate::{FaultEvent, HwError};
@@ -179,12 +180,13 @@ impl<P: Platform, R: Registers> AmdUnit<P, R> {
         Ok(())
     }
 
-    /// Hands over the events that were logged since the last call. Says how many.
+    /// Hands over the events that were logged since the last call, 65,536 at most: devices could go on
+    /// for ever. Says how many.
     pub fn take_faults(&self, each: &mut dyn FnMut(FaultEvent)) -> usize {
         let mut count = 0;
-        loop {
+        while count < MOST_AT_ONCE {
             let next = self.events.lock().as_mut().and_then(|log| log.take(&self.registers));
-            let Some(event) = next else { return count };
+            let Some(event) = next else { break };
             count += 1;
             each(FaultEvent {
                 unit: self.info.name.clone(),
@@ -195,6 +197,7 @@ impl<P: Platform, R: Registers> AmdUnit<P, R> {
                 code: event.code.into(),
             });
         }
+        count
     }
 }
 

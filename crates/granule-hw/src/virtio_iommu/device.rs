@@ -10,6 +10,8 @@ use granule::mem::{FrameError, Platform};
 use granule::table::TableError;
 use lock_api::Mutex;
 
+use crate::fault::MOST_AT_ONCE;
+
 use super::endpoints::Endpoints;
 use super::requests::{EVENT_QUEUE, Events, REQUEST_QUEUE, Requests};
 use super::spec::{self, Features, Request, ReservedRegion, config};
@@ -177,7 +179,7 @@ impl<P: Platform, T: VirtioTransport> VirtioIommu<P, T> {
     /// go on for ever. Says how many.
     pub fn take_faults(&self, each: &mut dyn FnMut(FaultEvent)) -> usize {
         let mut count = 0;
-        while count < 1 << 16 {
+        while count < MOST_AT_ONCE {
             let fault = self.events.lock().as_mut().and_then(Events::take);
             let Some(fault) = fault else { break };
             count += 1;

@@ -187,6 +187,15 @@ fn events_are_handed_over_and_a_full_log_goes_on() {
     assert_eq!(unit.take_faults(&mut |_| {}), 0);
 }
 
+/// A device that faults as fast as its faults are read does not keep the reader for ever.
+#[test]
+fn events_without_end_are_read_in_bounded_work() {
+    let (_machine, model, unit) = start(FEATURES);
+    model.event(2 << 60, 0);
+    assert_eq!(unit.take_faults(&mut |_| model.event(2 << 60, 0x1000)), 1 << 16);
+    assert_eq!(unit.take_faults(&mut |_| {}), 1, "the last one waits");
+}
+
 /// A whole domain over the driver: the walk from the device table reaches a 16 KiB page.
 #[test]
 fn a_domain_is_walked_from_the_device_table() {

@@ -233,6 +233,15 @@ fn faults_are_handed_over_and_buffers_go_back() {
     assert_eq!(bench.device.take_faults(&mut |_| panic!("half a record")), 0);
 }
 
+/// A device that reports faults as fast as they are read does not keep the reader for ever.
+#[test]
+fn faults_without_end_are_read_in_bounded_work() {
+    let (bench, record) = (Bench::new(), [2u8; 24]);
+    assert!(bench.model.fault(&record));
+    assert_eq!(bench.device.take_faults(&mut |_| assert!(bench.model.fault(&record))), 1 << 16);
+    assert_eq!(bench.device.take_faults(&mut |_| {}), 1, "the last one waits");
+}
+
 #[test]
 fn a_queue_has_a_power_of_two_of_entries_and_room_for_a_request() {
     let machine = Arc::new(without_snooping());
