@@ -65,7 +65,11 @@ fn ranges(digest: &mut Digest) {
             assert_eq!(range.last().raw(), start + (len - 1));
             for granule in [Granule::K4, Granule::K16, Granule::K64] {
                 digest.maybe(&range.align_outward(granule));
-                digest.maybe(&granule.round_up(len));
+                let (up, size) = (granule.round_up(len), u128::from(granule.size()));
+                // In more bits than addresses have.
+                let exact = u128::from(len).div_ceil(size) * size;
+                assert_eq!(up, u64::try_from(exact).ok(), "{len:#x} in whole {granule:?}");
+                digest.maybe(&up);
                 digest.maybe(&range.slice(granule.size(), len));
                 digest.maybe(&range.slice(len, granule.size()));
             }

@@ -53,7 +53,7 @@ pub struct Model<'b> {
     /// Leases whose invalidation failed: never handed out again.
     pub(super) lost: Vec<IovaRange>,
     /// Bytes of coherent memory that were lost with them.
-    pub(super) kept: u64,
+    pub kept: u64,
     /// What the device may still reach by what caches remember, until the domain has recovered.
     stale: Vec<Allowed>,
     /// Another device of the domain, while it is there.
@@ -138,11 +138,6 @@ impl<'b> Model<'b> {
         assert_eq!(self.bench.dev().stats().live_mappings, 0, "{:?}", self.bench.case);
     }
 
-    /// Bytes of frames that a failed invalidation keeps out of use for ever.
-    pub fn kept(&self) -> u64 {
-        self.kept
-    }
-
     /// A call that only a fault can make fail.
     fn confirm(&mut self, result: Result<(), UnitError>) {
         if let Err(error) = result {
@@ -204,10 +199,12 @@ impl<'b> Model<'b> {
         }
     }
 
-    /// Pieces of memory for a step: one, several that adjoin in IOVA, or several with gaps.
+    /// Pieces of memory for a step: one, several that adjoin in IOVA, or several with gaps. Some are as
+    /// long as a table has entries.
     pub(super) fn pieces(&self, step: Step) -> (u64, Vec<(u64, PhysRange)>) {
         let g = self.granule.size();
-        let pages = [1, 1, 2, 3, 5, 16, 40, 130][usize::from(step.shape & 7)];
+        let table = if step.shape & 0x100 == 0 { 130 } else { (g / 8).min(2048) };
+        let pages = [1, 1, 2, 3, 5, 16, 40, table][usize::from(step.shape & 7)];
         let cuts = [1, 1, 2, 4][usize::from(step.shape >> 3 & 3)].min(pages);
         let gap = u64::from(cuts > 1 && step.shape & 32 != 0);
         let total = pasture().len() / g;
@@ -341,8 +338,7 @@ impl<'b> Model<'b> {
         if fired(self.bench) > before {
             self.tried.faults += 1;
             self.failed(memory);
-            self.probe();
-            return;
+            return self.probe();
         }
         self.waiting.retain(|waiting| !waiting.is_over());
         self.tried.refused += 1;
@@ -432,12 +428,12 @@ impl<'b> Model<'b> {
             return;
         }
         let index = usize::from(step.place) % self.live.len();
-        let range = self.live[index].range;
+        let live = &mut self.live[index];
+        let range = live.range;
         let sizes = self.bench.domain.page_sizes_used(range);
         let bytes: u64 = sizes.iter().map(|(size, count)| size * count).sum();
-        let mapped: u64 = self.live[index].pieces.iter().map(PhysRange::len).sum();
+        let mapped: u64 = live.pieces.iter().map(PhysRange::len).sum();
         assert!(bytes >= mapped, "{:?}: {sizes:?} for {range}", self.bench.case);
-        let live = &mut self.live[index];
         live.hold.sync(self.bench, &live.pieces);
         self.edges(range);
     }

@@ -128,8 +128,9 @@ pub fn run_unmanaged(of: &Case, steps: &[Step], every: u64, fail: Option<(Point,
     }
     model.probe();
     model.whole();
+    let mut tried = model.tried;
+    tried.faults = fired(&bench);
     bench.machine.faults().clear();
-    let tried = model.tried;
     drop(model);
     close(bench, 0);
     tried
