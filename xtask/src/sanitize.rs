@@ -40,7 +40,7 @@ const SANITIZERS: &[Sanitizer] = &[
         build_std: false,
         variable: "LSAN_OPTIONS",
         known: "leaks.txt",
-        effort: [20, 10],
+        effort: [20, 150],
     },
     Sanitizer {
         name: "thread",
@@ -48,7 +48,7 @@ const SANITIZERS: &[Sanitizer] = &[
         build_std: true,
         variable: "TSAN_OPTIONS",
         known: "races.txt",
-        effort: [5, 100],
+        effort: [5, 150],
     },
 ];
 
