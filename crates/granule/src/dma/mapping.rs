@@ -245,11 +245,19 @@ impl<D: DeviceRef, B: DmaBuffer> Mapping<D, B> {
     /// [`UnmapError`] if the hardware did not confirm that the device lost the memory: the buffer
     /// is leaked.
     pub fn unmap_later(self) -> Result<Pending<D, B>, UnmapError> {
-        let this = ManuallyDrop::new(self);
-        // SAFETY: the mapping ends once; its other parts move into the `Pending`.
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: the mapping ends once; its other parts move into the `Pending`, or, where the buffer is
+        // leaked, its device ends here.
         unsafe {
-            let ticket = this.end_later(&mut None)?;
-            Ok(Pending { mapping: ManuallyDrop::new(core::ptr::read(&*this)), ticket })
+            match this.end_later(&mut None) {
+                Ok(ticket) => {
+                    Ok(Pending { mapping: ManuallyDrop::new(core::ptr::read(&*this)), ticket })
+                }
+                Err(error) => {
+                    ManuallyDrop::drop(&mut this.device);
+                    Err(error)
+                }
+            }
         }
     }
 
@@ -397,29 +405,36 @@ impl<D: DeviceRef, B: DmaBuffer> Pending<D, B> {
     pub fn finish(self) -> Result<B, UnitError> {
         if !self.is_ready() {
             if let Err(error) = self.mapping.device().ops().flush() {
-                core::mem::forget(self);
+                self.leak();
                 return Err(error);
             }
         }
         self.try_finish().map_err(|this| {
             // A flush that succeeded covers every ticket given before it; if not, play safe.
             let unit = this.mapping.device().name().into();
-            core::mem::forget(this);
+            this.leak();
             UnitError::Timeout { unit }
         })
+    }
+
+    /// Gives the buffer up for good: the device may still reach it.
+    fn leak(self) {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used again; the words are never turned back.
+        unsafe { ManuallyDrop::drop(&mut this.mapping.device) };
     }
 }
 
 impl<D: DeviceRef, B: DmaBuffer> Drop for Pending<D, B> {
     fn drop(&mut self) {
-        if !self.is_ready() && self.mapping.device().ops().flush().is_err() {
-            // The device may still reach the buffer: it is leaked, with the handle of the device.
-            return;
-        }
-        // SAFETY: the device has lost the memory; the parts end once, here.
+        // Where that fails the device may still reach the buffer: it is leaked.
+        let lost = self.is_ready() || self.mapping.device().ops().flush().is_ok();
+        // SAFETY: the parts end once, here; the buffer only if the device has lost the memory.
         unsafe {
             let device = ManuallyDrop::take(&mut self.mapping.device);
-            drop(self.mapping.settle(device.device()));
+            if lost {
+                drop(self.mapping.settle(device.device()));
+            }
         }
     }
 }
