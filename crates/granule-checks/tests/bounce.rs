@@ -7,10 +7,12 @@ use granule::dma::{
     BounceReason, BusWindow, Device, DeviceSpec, DmaError, MapFlags, Mapping, RouteReport,
     ScatterList,
 };
-use granule::domain::{Stream, StreamId, Unmanaged};
-use granule::table::Dart1;
+use granule::domain::{DomainConfig, Stream, StreamId, Unmanaged};
+use granule::table::{Dart1, Lpae4k};
 use granule_checks::{Board, Buf, RAM, RAM_LEN, dma_range, phys_range};
+use granule_sim::iommu::IommuConfig;
 use granule_sim::machine::{DeviceSpec as SimSpec, Wiring};
+use granule_sim::walk::SimFormat;
 
 const BOTH: Direction = Direction::Bidirectional;
 
@@ -168,6 +170,41 @@ fn a_narrow_device_on_the_bus() {
     assert_eq!(refused.expect("no pool").error, wanted);
     let coherent = device.alloc_coherent(0x1_0000).expect("memory that it reaches");
     assert!(coherent.address().raw() + 0xffff < 1 << 32);
+}
+
+/// Entries of a list that the IOMMU cannot name are bounced, those beside them are not.
+#[test]
+fn memory_that_the_iommu_cannot_name() {
+    let iommu = IommuConfig::new("narrow", SimFormat::Lpae4k, 39);
+    let parts = Board::parts().iommu(IommuConfig { output_bits: 32, ..iommu });
+    let board = Board::build(parts.device(SimSpec::behind("near", "narrow", 0)));
+    let domain = board.domain_of::<Lpae4k>("narrow", &DomainConfig::default());
+    let with =
+        |pool| domain.attach(DeviceSpec::new("near"), &[Stream::new(0)], pool).expect("legal");
+    let device = with(Some(board.low_pool()));
+    // Known to the CPU, or known by their physical addresses: which is another way through.
+    let described =
+        |buffer: Buf, phys| if phys { buffer.in_parts(&[(0, 0x1_0000)]) } else { buffer };
+    let high = |phys| described(Buf::within(&board.machine, Board::high(), 0, 0x1_0000), phys);
+    let low = |phys| described(Buf::new(&board.machine, 0x1_0000), phys);
+    for (phys, place) in [false, true].into_iter().flat_map(|phys| (0..4).map(move |at| (phys, at)))
+    {
+        let mut buffers: Vec<_> = (0..3).map(|_| low(phys)).collect();
+        buffers.insert(place, high(phys));
+        buffers[place].fill(b"high memory");
+        let mapping = device.map_list(ScatterList::new(buffers), BOTH).expect("one is bounced");
+        assert_eq!((mapping.bounced(), mapping.segments().len()), (1, 1));
+        let at = DmaAddr::new(mapping.segments()[0].address.raw() + place as u64 * 0x1_0000);
+        assert_eq!(board.read("near", at, 11), Some(b"high memory".to_vec()));
+    }
+    drop(device);
+    let device = with(None);
+    for phys in [false, true] {
+        let list = ScatterList::new([low(phys), high(phys)]);
+        let refused = device.map_list(list, BOTH).err().expect("no pool");
+        let reason = BounceReason::OutOfReach;
+        assert_eq!(refused.error, DmaError::NoBounce { device: "near".into(), reason });
+    }
 }
 
 #[test]

@@ -33,6 +33,10 @@ struct Limits {
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
+    prop_oneof![2 => any_shape(), 1 => whole_granules()]
+}
+
+fn any_shape() -> impl Strategy<Value = Shape> {
     let gap = prop::sample::select(vec![0u64, 0, 0, 1, 64, 0x1000, 0x3777]);
     let len = prop_oneof![1u64..0x200, 1u64..0x9000, Just(0x1000), Just(0x4000), Just(0x1_0000)];
     let offset = prop_oneof![Just(0u64), 0u64..0x1_0000, Just(0x3000), Just(0xffff)];
@@ -41,6 +45,16 @@ fn shape() -> impl Strategy<Value = Shape> {
         high,
         offset,
         entries,
+    })
+}
+
+/// What a file system or a display hands over: nothing shares a granule with anything.
+fn whole_granules() -> impl Strategy<Value = Shape> {
+    let entries = prop::collection::vec((0u64..3, 1u64..4), 1..9);
+    let unit = prop::sample::select(vec![0x1000u64, 0x4000, 0x1_0000]);
+    (any::<bool>(), unit, entries).prop_map(|(high, unit, entries)| {
+        let entries = entries.into_iter().map(|(gap, len)| (gap * unit, len * unit)).collect();
+        Shape { high, offset: 0, entries }
     })
 }
 

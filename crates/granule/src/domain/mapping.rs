@@ -211,14 +211,17 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         I: Iterator<Item = PhysRange> + Clone,
     {
         pieces.clone().try_for_each(|phys| self.check_reach(phys))?;
-        // SAFETY: the caller's promise.
-        unsafe { self.map_list_within(place, pieces, attrs, None) }
+        let (range, lease) = self.lease(place, None)?;
+        // SAFETY: the range was just leased; the rest is the caller's promise.
+        let result = unsafe { self.translation.map_list(range.start(), pieces, attrs) };
+        self.settle(range, lease, result.map(|()| Hint::NONE), None)
     }
 
-    /// [`map_list`](Self::map_list) of memory that is known to be in reach, counted.
+    /// [`map_list`](Self::map_list) of whole granules that are known to be in reach and to fill the
+    /// placement, counted.
     ///
     /// # Safety
-    /// As [`map_list`](Self::map_list).
+    /// As [`map_list`](Self::map_list), and the pieces are what is said of them.
     #[inline]
     pub(crate) unsafe fn map_list_within<I>(
         &self,
@@ -232,7 +235,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     {
         let (range, lease) = self.lease(place, account)?;
         // SAFETY: the range was just leased; the rest is the caller's promise.
-        let result = unsafe { self.translation.map_list(range.start(), pieces, attrs) };
+        let result = unsafe { self.translation.map_checked_list(range, pieces, attrs) };
         self.settle(range, lease, result.map(|()| Hint::NONE), account)
     }
 

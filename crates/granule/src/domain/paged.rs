@@ -279,6 +279,20 @@ unsafe impl<F: Format, P: Platform, U: Unit> Translation for Paged<F, P, U> {
         Ok(unsafe { self.table.map_list(iova, pieces, attrs) }?)
     }
 
+    #[inline]
+    unsafe fn map_checked_list<I>(
+        &self,
+        range: IovaRange,
+        pieces: I,
+        attrs: Attributes,
+    ) -> Result<(), TranslationError>
+    where
+        I: Iterator<Item = PhysRange> + Clone,
+    {
+        // SAFETY: the caller's promises are the table's.
+        Ok(unsafe { self.table.map_checked_list(range, pieces, attrs) }?)
+    }
+
     #[inline(always)]
     fn sync_map(&self, range: IovaRange) -> Result<(), UnitError> {
         if !self.caches_absent {

@@ -142,6 +142,29 @@ pub unsafe trait Translation: Send + Sync + 'static {
     where
         I: Iterator<Item = PhysRange> + Clone;
 
+    /// As [`map_list`](Self::map_list), for pieces that were checked already: whole granules inside
+    /// [`Geometry::output`] that fill `range`. A translation may then spare itself another look.
+    ///
+    /// # Errors
+    /// As [`map_list`](Self::map_list).
+    ///
+    /// # Safety
+    /// As [`map_list`](Self::map_list), and the pieces are what is said of them, each time that they are
+    /// looked at.
+    #[inline]
+    unsafe fn map_checked_list<I>(
+        &self,
+        range: IovaRange,
+        pieces: I,
+        attrs: Attributes,
+    ) -> Result<(), TranslationError>
+    where
+        I: Iterator<Item = PhysRange> + Clone,
+    {
+        // SAFETY: the caller's promise.
+        unsafe { self.map_list(range.start(), pieces, attrs) }
+    }
+
     /// Makes new mappings visible where the hardware caches the absence of entries.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! The cursor of a long map: walks once a table, picks the largest page, knows what it has written.
 
+use core::slice::Iter;
+
 use super::access::{Slot, Table};
 use super::format::{Fence, Format, encode, shift};
 use super::hint::Hint;
@@ -18,6 +20,9 @@ pub(super) struct Cursor<'t, F: Format, M: TableMemory> {
     leaf_phys: u64,
     /// Where it starts, or [`NOWHERE`].
     base: u64,
+    /// The entries from `at` on that a list may write without another look: of the table found last, and
+    /// no further than the list goes.
+    span: &'t [M::Entry],
 }
 
 /// An address far above every table.
@@ -35,7 +40,7 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
     #[inline(always)]
     pub(super) fn new(table: &'t PageTable<F, M>, at: u64, attributes: Attributes) -> Self {
         let page = F::leaf(attributes, 0, 0);
-        Self { table, attributes, page, at, leaf: &[], leaf_phys: 0, base: NOWHERE }
+        Self { table, attributes, page, at, leaf: &[], leaf_phys: 0, base: NOWHERE, span: &[] }
     }
 
     #[inline(always)]
@@ -108,75 +113,101 @@ impl<'t, F: Format, M: TableMemory> Cursor<'t, F, M> {
         self.write(start + len - granule, granule, cap)
     }
 
-    /// Writes a list whose pieces were checked. The iterator belongs to the caller and may differ
-    /// the second time, so `left` bounds it and every piece is checked again where it counts.
+    /// Writes a list whose pieces were checked, `total` bytes long. The iterator belongs to the caller and
+    /// may differ the second time, so every piece is checked again where it counts, and nothing is
+    /// written behind the end.
     #[inline(always)]
-    pub(super) fn write_list<I>(&mut self, list: I, mut left: u64) -> Result<(), TableError>
+    pub(super) fn write_list<I>(&mut self, mut list: I, total: u64) -> Result<(), TableError>
     where
         I: Iterator<Item = PhysRange>,
     {
+        let end = self.at + total;
         let (mut start, mut len) = (0, 0);
-        let mut window: &[M::Entry] = &[];
-        for piece in list {
+        let mut window = [].iter();
+        let mut ahead = list.next();
+        while let Some(piece) = ahead {
             if let Err(error) = self.table.geometry.output::<F>(piece) {
                 self.leave(window);
                 return Err(error);
             }
-            let (next, more) = (piece.start().raw(), piece.len().min(left));
-            left -= more;
-            if start + len == next {
-                len += more;
+            ahead = list.next();
+            if start + len == piece.start().raw() {
+                len += piece.len();
                 continue;
             }
-            window = self.write_piece(window, start, len)?;
-            (start, len) = (next, more);
+            window = self.write_long_piece(window, start, len, end)?;
+            (start, len) = (piece.start().raw(), piece.len());
+            if len == F::GRANULE.size() {
+                (start, ahead) = self.pages_apart(&mut window, start, ahead, &mut list);
+            }
         }
-        window = self.write_piece(window, start, len)?;
+        window = self.write_long_piece(window, start, len, end)?;
         self.leave(window);
         Ok(())
     }
 
-    /// Writes one piece. `window` is what is left of the table found last: while pieces are single
-    /// pages it alone moves, and `at` is brought up to date when it is left.
+    /// Writes the page at `start` and those that follow it in the list, for as long as each is a single
+    /// one that does not adjoin the next: the first that is left, and what was read ahead. `window` is what
+    /// is left of the span; it alone moves, and `at` is brought up to date when it is left.
     #[inline(always)]
-    fn write_piece(
-        &mut self,
-        window: &'t [M::Entry],
-        phys: u64,
-        len: u64,
-    ) -> Result<&'t [M::Entry], TableError> {
-        if let (true, Some((entry, rest))) = (len == F::GRANULE.size(), window.split_first()) {
-            if entry.peek() == 0 {
-                entry.fill(encode::<F>(phys) | self.page);
-                return Ok(rest);
+    fn pages_apart<I>(
+        &self,
+        window: &mut Iter<'t, M::Entry>,
+        mut start: u64,
+        mut ahead: Option<PhysRange>,
+        list: &mut I,
+    ) -> (u64, Option<PhysRange>)
+    where
+        I: Iterator<Item = PhysRange>,
+    {
+        let (page, not_in_phys, bits) =
+            (F::GRANULE.size(), self.table.geometry.not_in_phys, self.page);
+        while let Some(piece) = ahead {
+            let next = piece.start().raw();
+            // One by one: a chain of conditions is compiled to moves, which are slower here.
+            if piece.len() != page || next & not_in_phys != 0 {
+                break;
             }
+            if next == start + page {
+                break;
+            }
+            let mut rest = window.clone();
+            let Some(entry) = rest.next() else { break };
+            if entry.peek() != 0 {
+                break;
+            }
+            entry.fill(encode::<F>(start) | bits);
+            *window = rest;
+            (start, ahead) = (next, list.next());
         }
-        self.write_long_piece(window, phys, len)
+        (start, ahead)
     }
 
     #[inline(never)]
     fn write_long_piece(
         &mut self,
-        window: &'t [M::Entry],
+        window: Iter<'t, M::Entry>,
         phys: u64,
         len: u64,
-    ) -> Result<&'t [M::Entry], TableError> {
+        end: u64,
+    ) -> Result<Iter<'t, M::Entry>, TableError> {
         self.leave(window);
-        self.write(phys, len, self.table.root_level())?;
-        let offset = self.at.wrapping_sub(self.base) >> F::GRANULE.shift();
+        self.write(phys, len.min(end - self.at), self.table.root_level())?;
         // Where walkers do not snoop, every entry is cleaned, so there is no short way.
-        let open = self.table.memory.coherent();
-        Ok(self.leaf.get(offset as usize..).filter(|_| open && self.base != NOWHERE).unwrap_or(&[]))
+        let open = self.base != NOWHERE && self.table.memory.coherent();
+        let first = (self.at.wrapping_sub(self.base) >> F::GRANULE.shift()) as usize;
+        let behind = self.leaf.get(first..).filter(|_| open).unwrap_or(&[]);
+        let left = ((end - self.at) >> F::GRANULE.shift()) as usize;
+        self.span = behind.get(..left).unwrap_or(behind);
+        Ok(self.span.iter())
     }
 
-    /// Brings `at` up to date with a window; an empty one may be the end of the table, or none.
+    /// Brings `at` up to date with what is left of the span.
     #[inline(always)]
-    fn leave(&mut self, window: &'t [M::Entry]) {
-        let end = self.leaf.as_ptr_range().end;
-        if window.as_ptr_range().end == end && self.base != NOWHERE {
-            let done = self.leaf.len() - window.len();
-            self.at = self.base + ((done as u64) << F::GRANULE.shift());
-        }
+    fn leave(&mut self, window: Iter<'t, M::Entry>) {
+        let done = (self.span.len() - window.len()) as u64;
+        self.at += done << F::GRANULE.shift();
+        self.span = &[];
     }
 
     #[inline(always)]

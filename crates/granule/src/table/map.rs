@@ -5,7 +5,7 @@ use super::format::{Fence, Format, encode, shift};
 use super::geometry::check_access;
 use super::hint::Hint;
 use super::{Entry, PageTable, TableError, TableMemory, run};
-use crate::addr::{Attributes, Iova, PhysRange};
+use crate::addr::{Attributes, Iova, IovaRange, PhysRange};
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// Maps `phys` at `iova` with the largest pages that fit, and returns a hint for
@@ -169,12 +169,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         I: Iterator<Item = PhysRange> + Clone,
     {
         check_access(attributes)?;
-        let mut total = 0u64;
-        for piece in list.clone() {
-            self.geometry.output::<F>(piece)?;
-            // Sums past 2^64 end as a length that no table indexes.
-            total = total.checked_add(piece.len()).unwrap_or(F::GRANULE.size().wrapping_neg());
-        }
+        let total = self.total(&list)?;
         if total == 0 {
             return Ok(());
         }
@@ -182,6 +177,51 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let mut cursor = Cursor::new(self, start, attributes);
         let done = cursor.write_list(list, total);
         cursor.finish(start, done)
+    }
+
+    /// Maps a list as [`map_list`](Self::map_list) does, of which it is known that it is `range.len()`
+    /// bytes long, so that it is read once. What is found to be wrong on the way is refused all the same,
+    /// but tables may have been made by then; nothing is mapped outside the range.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    ///
+    /// # Safety
+    /// As [`map_list`](Self::map_list).
+    pub unsafe fn map_checked_list<I>(
+        &self,
+        range: IovaRange,
+        list: I,
+        attributes: Attributes,
+    ) -> Result<(), TableError>
+    where
+        I: Iterator<Item = PhysRange>,
+    {
+        check_access(attributes)?;
+        let (start, _) = self.geometry.span::<F>(range.start(), range.len())?;
+        let mut cursor = Cursor::new(self, start, attributes);
+        let done = cursor.write_list(list, range.len());
+        cursor.finish(start, done)
+    }
+
+    /// Checks a list's pieces against granule and output bits, and sums them up.
+    #[inline(always)]
+    fn total<I>(&self, list: &I) -> Result<u64, TableError>
+    where
+        I: Iterator<Item = PhysRange> + Clone,
+    {
+        let (mut total, mut edges, mut lasts) = (0u64, 0u64, 0u64);
+        for piece in list.clone() {
+            edges |= piece.start().raw() | piece.len();
+            lasts |= piece.last().raw();
+            // Sums past 2^64 end as a length that no table indexes.
+            total = total.checked_add(piece.len()).unwrap_or(F::GRANULE.size().wrapping_neg());
+        }
+        // One look at all of them says what is usual; which one is wrong takes another pass.
+        if edges & F::GRANULE.mask() != 0 || lasts >> self.geometry.output_bits != 0 {
+            list.clone().try_for_each(|piece| self.geometry.output::<F>(piece))?;
+        }
+        Ok(total)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Scatter lists behind a domain: gathered, placed and measured in one pass, mapped as one.
 
 use super::Translated;
-use crate::addr::{Direction, DmaAddr, PhysRange};
+use crate::addr::{Direction, DmaAddr, DmaSegment, PhysRange};
 use crate::dma::layout::{Joiner, NoPlace, Placer, Rules};
 use crate::dma::ops::{ListState, Live};
 use crate::dma::runs::whole;
@@ -15,6 +15,8 @@ pub(super) struct Gathered {
     pub(super) size: u64,
     /// Whether some of it stays unmapped, for a boundary's sake.
     pub(super) gaps: bool,
+    /// Whether the list's entries are what is mapped; else the gathered pieces are.
+    pub(super) whole: bool,
     pub(super) print: Footprint,
 }
 
@@ -62,6 +64,9 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         if entries.is_empty() {
             return Err(DmaError::Empty { device: self.device() });
         }
+        if let Some(gathered) = self.gather_whole(entries, state) {
+            return Ok(gathered);
+        }
         let rules = self.rules();
         let output = self.domain.geometry().output;
         let plain = self.is_plain() && rules.boundary == 0;
@@ -94,7 +99,48 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         }
         let Gather { placer, mut print, mapped, .. } = gather;
         print.exposed = mapped.saturating_sub(print.bytes + print.padding);
-        Ok(Gathered { size: placer.len(), gaps: mapped != placer.len(), print })
+        Ok(Gathered { size: placer.len(), gaps: mapped != placer.len(), whole: false, print })
+    }
+
+    /// A list of whole granules, all known by their physical addresses: one behind the other, each where
+    /// it lies. The entries themselves are what is mapped then, so this only looks at them.
+    #[inline(always)]
+    fn gather_whole(&self, entries: &[Piece], state: &mut ListState) -> Option<Gathered> {
+        let rules = self.rules();
+        if !self.is_plain() || rules.boundary != 0 {
+            return None;
+        }
+        let output = self.domain.geometry().output;
+        // Looking at the sums once is quicker than at each entry.
+        let (mut size, mut carried, mut longest, mut edges) = (0u64, false, 0, 0);
+        let (mut first, mut last) = (output.start().raw(), output.last().raw());
+        for piece in entries {
+            let Piece::Phys(phys) = piece else { return None };
+            let carry;
+            (size, carry) = size.overflowing_add(phys.len());
+            carried |= carry;
+            longest = phys.len().max(longest);
+            edges |= phys.start().raw() | phys.len();
+            first = first.min(phys.start().raw());
+            last = last.max(phys.last().raw());
+        }
+        let aligned = edges & rules.granule.mask() == 0;
+        let within = (first, last) == (output.start().raw(), output.last().raw());
+        if carried || longest > rules.max_segment || !aligned || !within {
+            return None;
+        }
+        if size <= rules.max_segment {
+            state.segments.push(DmaSegment { address: DmaAddr::new(0), len: size });
+        } else {
+            let mut joiner = Joiner::new(0, rules.max_segment, &mut state.segments);
+            let mut offset = 0;
+            for piece in entries {
+                joiner.push(DmaAddr::new(offset), piece.len());
+                offset += piece.len();
+            }
+        }
+        let print = Footprint { bytes: size, ..Footprint::default() };
+        Some(Gathered { size, gaps: false, whole: true, print })
     }
 
     /// Gathers an entry that needs thought.
@@ -184,6 +230,7 @@ impl<P: Platform, T: Translation> Translated<P, T> {
     /// As [`Ops::map_list`](crate::dma::ops::Ops::map_list).
     pub(super) unsafe fn map_gathered(
         &self,
+        entries: &[Piece],
         gathered: &Gathered,
         direction: Direction,
         flags: MapFlags,
@@ -203,7 +250,13 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         // SAFETY: pieces are whole granules around the entries, or slots lent to this mapping; the
         // rest is the caller's promise.
         let mapped = unsafe {
-            if gathered.gaps {
+            if gathered.whole {
+                let pieces = entries.iter().filter_map(|piece| match piece {
+                    Piece::Phys(phys) => Some(*phys),
+                    Piece::Cpu { .. } => None,
+                });
+                self.domain.map_list_within(&place, pieces, attrs, Some(&account))
+            } else if gathered.gaps {
                 self.domain.map_pieces_within(&place, pieces, attrs, Some(&account))
             } else {
                 let pieces = pieces.map(|(_, piece)| piece);

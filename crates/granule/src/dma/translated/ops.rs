@@ -105,8 +105,9 @@ impl<P: Platform, T: Translation> Ops for Translated<P, T> {
     ) -> Result<Live, DmaError> {
         let gathered = self.gather(entries, direction, flags, state);
         // SAFETY: the caller's promise.
-        let live = gathered
-            .and_then(|gathered| unsafe { self.map_gathered(&gathered, direction, flags, state) });
+        let live = gathered.and_then(|gathered| unsafe {
+            self.map_gathered(entries, &gathered, direction, flags, state)
+        });
         if let Err(error) = &live {
             if !error.is_stale() {
                 // SAFETY: the map was undone, or never begun. Else the slots may still be reached,

@@ -270,3 +270,36 @@ fn a_list_that_changes_its_mind_is_contained() {
     assert_eq!(done, Ok(()));
     assert_eq!(leaves(&table), [(0, 0x1000, 0x8000)]);
 }
+
+/// A list that was said to be checked, and was not: what is wrong with it is refused, nothing stays
+/// mapped, and nothing is written behind the range.
+#[test]
+fn a_list_that_was_not_checked_is_contained() {
+    let table = table::<Lpae4k>(&TestMemory::new(), 39);
+    let range = |start, len| IovaRange::new(Iova::new(start), len).expect("legal");
+    let map = |at, list: &[PhysRange]| {
+        // SAFETY: the test owns everything.
+        unsafe { table.map_checked_list(at, list.iter().copied(), RW) }
+    };
+    let apart = |n: u64| phys(0x10_0000 + n * 0x2000, 0x1000);
+    let (four, bad) = ([0, 1, 2, 3].map(apart), phys(1 << 48, 0x1000));
+    let misaligned = phys(0x20_0800, 0x1000);
+    for wrong in [bad, misaligned] {
+        for place in 0..=4 {
+            let mut list = four.to_vec();
+            list.insert(place, wrong);
+            map(range(0x4000, 0x5000), &list).expect_err("no page of this table");
+            assert_eq!(leaves(&table), []);
+        }
+    }
+    // Too long: by single pages, by a longer piece, by pages that adjoin.
+    for list in [&four[..], &[phys(0x10_0000, 0x4000)], &[apart(0), phys(0x30_0000, 0x2000)]] {
+        assert_eq!(map(range(0x4000, 0x2000), list), Ok(()));
+        let end = leaves(&table).iter().map(|(at, size, _)| at + size).max();
+        assert_eq!(end, Some(0x6000));
+        unmap(&table, 0x4000, 0x2000, Hint::NONE).expect("mapped");
+    }
+    let outside = map(range((1 << 39) - 0x1000, 0x2000), &four[..2]);
+    assert!(matches!(outside, Err(TableError::OutsideInput { .. })));
+    assert_eq!(leaves(&table), []);
+}
