@@ -1,15 +1,17 @@
-//! The machine that everything is measured on: one arena of memory, mapped at a constant offset.
+//! The machine that everything is measured on: one arena of memory, mapped at its physical addresses, as
+//! the peers have theirs.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use granule::addr::{PhysAddr, PhysRange};
 use granule::mem::{FrameError, FrameRequest, Platform, SpinLock};
 use lock_api::Mutex;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
-/// The arena's physical address: every format's output bits hold it.
+/// The arena's physical address: every format's output bits hold it. Programs and their heaps lie far above.
 const PHYS: u64 = 0x1_0000_0000;
 /// The arena's size; most of it is never touched.
 const SIZE: u64 = 1 << 30;
@@ -37,8 +39,6 @@ pub fn frame_allocations() -> u64 {
 }
 
 static FRAMES: AtomicU64 = AtomicU64::new(0);
-/// The CPU's pointer to physical address 0, were it mapped.
-static OFFSET: AtomicUsize = AtomicUsize::new(0);
 static ARENA: OnceLock<Arena> = OnceLock::new();
 
 /// Free blocks, by the logarithm of their size, and the first byte that was never handed out.
@@ -54,14 +54,15 @@ struct Arena {
 /// Makes the machine; to be called before any [`Machine`] is used.
 pub fn boot() {
     ARENA.get_or_init(|| {
-        let size = SIZE as usize;
-        let layout = Layout::from_size_align(size, 2 << 20).expect("a legal layout");
-        // SAFETY: the size is not zero.
-        let base = unsafe { System.alloc(layout) };
-        assert!(!base.is_null(), "1 GiB of address space for the arena");
+        let (at, size) = (core::ptr::without_provenance_mut(PHYS as usize), SIZE as usize);
+        let (rights, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: without `FIXED` nothing that is mapped already is replaced.
+        let base = unsafe { mmap_anonymous(at, size, rights, flags) };
+        let base = base.expect("1 GiB of address space for the arena").cast::<u8>();
+        assert_eq!(base, at.cast(), "something else is mapped where the arena belongs");
         // SAFETY: the arena is longer than that, and nobody uses it yet.
         unsafe { base.write_bytes(1, WARM) };
-        OFFSET.store(base.expose_provenance().wrapping_sub(PHYS as usize), Ordering::Relaxed);
+        base.expose_provenance();
         let pool = Pool { free: [const { Vec::new() }; 31], next: 0 };
         Arena { pool: Mutex::new(pool) }
     });
@@ -114,13 +115,12 @@ unsafe impl Platform for Machine {
 
     #[inline(always)]
     fn ptr(&self, phys: PhysAddr) -> *mut u8 {
-        let address = (phys.raw() as usize).wrapping_add(OFFSET.load(Ordering::Relaxed));
-        core::ptr::with_exposed_provenance_mut(address)
+        core::ptr::with_exposed_provenance_mut(phys.raw() as usize)
     }
 
     #[inline(always)]
     fn phys(&self, ptr: *const u8, len: usize) -> Option<PhysRange> {
-        let phys = ptr.addr().wrapping_sub(OFFSET.load(Ordering::Relaxed)) as u64;
+        let phys = ptr.addr() as u64;
         if phys.wrapping_sub(PHYS) >= SIZE {
             return None;
         }
