@@ -132,7 +132,7 @@ impl<P: Platform, C> IovaAllocator<P, C> {
             // A size of zero becomes a length that no word and no class is for.
             let len = (request.size.wrapping_sub(1) >> self.granule.shift()) + 1;
             let share = self.shares.local(&self.platform);
-            if let Some(start) = share.front.take(len, |_| true) {
+            if let Some(start) = share.front.take(len) {
                 return Ok(Iova::new(start << self.granule.shift()));
             }
             if let Some(start) = self.pop_open(share, len) {
@@ -159,7 +159,7 @@ impl<P: Platform, C> IovaAllocator<P, C> {
         if !self.is_open(request) {
             let share = self.shares.local(&self.platform);
             let fits = |start| self.fits(request, start, len);
-            if let Some(start) = share.front.take(len, fits) {
+            if let Some(start) = share.front.take_fitting(len, fits) {
                 return Ok(Iova::new(start << self.granule.shift()));
             }
             if let Some(class) = Class::of(len) {

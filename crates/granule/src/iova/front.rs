@@ -18,6 +18,8 @@ const ORDERS: usize = 11;
 pub(super) trait Word: Default {
     /// What it holds, by the way.
     fn peek(&self) -> u64;
+    /// Leaves it empty, and answers what it held.
+    fn empty(&self) -> u64;
     /// Replaces `old` by `new`; false if something else stood there. A range that goes in is
     /// released to whoever takes it out (acquire).
     fn replace(&self, old: u64, new: u64) -> bool;
@@ -27,6 +29,11 @@ impl Word for AtomicU64 {
     #[inline(always)]
     fn peek(&self) -> u64 {
         self.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn empty(&self) -> u64 {
+        self.swap(0, Ordering::AcqRel)
     }
 
     #[inline(always)]
@@ -51,9 +58,16 @@ impl<W: Word> Front<W> {
         self.words.get(len.trailing_zeros() as usize)
     }
 
-    /// Takes the range of `len` granules, if there is one and it `fits`.
+    /// Takes the range of `len` granules, if there is one. No look before the step: where calls follow each
+    /// other that load would wait for the last step, and this one for the load.
     #[inline(always)]
-    pub(super) fn take(&self, len: u64, fits: impl FnOnce(u64) -> bool) -> Option<u64> {
+    pub(super) fn take(&self, len: u64) -> Option<u64> {
+        self.word(len)?.empty().checked_sub(1)
+    }
+
+    /// The same if it `fits`.
+    #[inline(always)]
+    pub(super) fn take_fitting(&self, len: u64, fits: impl FnOnce(u64) -> bool) -> Option<u64> {
         let word = self.word(len)?;
         let found = word.peek();
         let start = found.checked_sub(1)?;
@@ -63,14 +77,14 @@ impl<W: Word> Front<W> {
     /// Puts a range of `len` granules in; false if there is no room.
     #[inline(always)]
     pub(super) fn put(&self, len: u64, start: u64) -> bool {
-        self.word(len).is_some_and(|word| word.peek() == 0 && word.replace(0, start + 1))
+        self.word(len).is_some_and(|word| word.replace(0, start + 1))
     }
 
     /// Hands everything to `sink` (start and length).
     pub(super) fn drain(&self, mut sink: impl FnMut(u64, u64)) {
         for order in 0..ORDERS {
             let len = 1 << order;
-            if let Some(start) = self.take(len, |_| true) {
+            if let Some(start) = self.take(len) {
                 sink(start, len);
             }
         }

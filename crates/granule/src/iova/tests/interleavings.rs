@@ -22,6 +22,10 @@ impl Word for Seen {
         self.0.load(Ordering::Relaxed)
     }
 
+    fn empty(&self) -> u64 {
+        self.0.swap(0, Ordering::AcqRel)
+    }
+
     fn replace(&self, old: u64, new: u64) -> bool {
         self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
@@ -78,11 +82,15 @@ fn front() {
                 }
                 None => assert!(who < 3),
             }
-            if let Some(start) = shared.take(4, |start| start % 4 == 0) {
+            let taken = match who {
+                0 => shared.take_fitting(4, |start| start % 4 == 0),
+                _ => shared.take(4),
+            };
+            if let Some(start) = taken {
                 owners.takes(who, start, 4);
                 mine.push(start);
             }
-            assert_eq!(shared.take(4, |_| false), None);
+            assert_eq!(shared.take_fitting(4, |_| false), None);
         }
         *rest.lock().expect("no panic") += mine.len();
     });
