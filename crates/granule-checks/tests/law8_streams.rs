@@ -195,4 +195,66 @@ fn a_mirror_recovers_on_both_sides() {
         );
         again.unmap().map(drop).expect("forgotten");
     }
+    // Both lose their power: each must be programmed again.
+    let mapped = map().expect("mapped");
+    let reached = || ["dev", "far"].map(|name| board.write(name, mapped.address(), &[7]));
+    for name in ["dart", "other"] {
+        board.machine.iommu(name).expect("as built").reset();
+    }
+    assert_eq!(reached(), [false; 2]);
+    domain.recover().expect("hardware that answers again");
+    assert_eq!(reached(), [true; 2]);
+    mapped.unmap().map(drop).expect("forgotten");
+}
+
+/// Whichever invalidation fails at a domain's end, its tables are kept then, and freed else.
+#[test]
+fn tables_are_kept_unless_every_invalidation_of_the_end_completed() {
+    let board = Board::usual();
+    let mut kept = 0;
+    for failing in 0.. {
+        let before = board.machine.frames().live_bytes();
+        let domain = board.domain("dart");
+        let device = board.attach(&domain, DeviceSpec::new("dev"), 0);
+        drop(device.map(Buf::new(&board.machine, 0x4000), Direction::ToDevice).expect("mapped"));
+        board.machine.faults().clear();
+        board.machine.faults().fail_nth(Point::Invalidation, failing);
+        drop((device, domain));
+        let failed = board.machine.faults().fired() != 0;
+        assert_eq!(board.machine.frames().live_bytes() != before, failed, "{failing}");
+        if !failed {
+            break;
+        }
+        kept += 1;
+    }
+    assert!(kept >= 2, "the stream's and the domain's");
+    board.machine.faults().clear();
+    drop(board.device().map(Buf::new(&board.machine, 0x4000), Direction::ToDevice));
+}
+
+/// A stream whose base firmware locked and that its unit then refuses: our entries were in the live
+/// root for a moment, and what a walker may have cached of them is dropped, or the tables stay.
+#[test]
+fn a_refused_stream_with_a_locked_root_is_forgotten_or_the_tables_stay() {
+    for forgotten in [true, false] {
+        let mut odd = IommuConfig::new("odd", SimFormat::Dart1, 32);
+        // More bits than the unit has: it has the root, and cannot be programmed with it.
+        let roots = vec![PhysAddr::new(0xf000_4000)];
+        odd.locked = vec![LockedStream { stream: 3, context: 0x8000_0003, roots, input_bits: 36 }];
+        let firmware = phys_range(0xf000_0000, 0x1_0000);
+        let board = Board::build(Board::parts().iommu(odd).reserve(firmware));
+        let before = board.machine.frames().live_bytes();
+        let domain = board.domain("odd");
+        let seen = board.machine.faults().seen(Point::Invalidation);
+        if !forgotten {
+            board.machine.faults().fail_from(Point::Invalidation, 0);
+        }
+        let refused = domain.attach(DeviceSpec::new("late"), &[Stream::new(3)], None);
+        assert!(refused.is_err());
+        assert!(board.machine.faults().seen(Point::Invalidation) > seen);
+        board.machine.faults().clear();
+        assert_eq!(board.iommu("odd").streams(), []);
+        drop(domain);
+        assert_eq!(board.machine.frames().live_bytes() == before, forgotten);
+    }
 }

@@ -8,7 +8,7 @@ use std::vec::Vec;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
-use super::{Entry, Pushed, Quarantine, Release, Ticket, Waiting};
+use super::{Entry, Pushed, Quarantine, Release, Ring, Ticket, Waiting};
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::effort::effort;
 use crate::mem::{FrameError, FrameRequest, Platform};
@@ -216,6 +216,20 @@ fn a_drop_gives_nothing_back() {
         },
         1,
     );
+}
+
+/// The oldest entry is due at its age and no sooner; a clock that stands still makes nothing due.
+#[test]
+fn an_entry_is_due_when_it_has_waited_its_age() {
+    let lease = IovaRange::new(Iova::new(0), 4096).expect("a legal range");
+    let mut ring = Ring::new(4);
+    assert!(!ring.oldest_is_older(u64::MAX, 0), "there is none");
+    for since in [1000, 1200] {
+        ring.put(Entry { lease, tables: false }, since, None);
+    }
+    let due = [(1000, 0), (1001, 0), (1001, 1), (1299, 300), (1300, 300), (900, 0), (900, 50)]
+        .map(|(now, age)| ring.oldest_is_older(now, age));
+    assert_eq!(due, [false, true, true, false, true, false, false]);
 }
 
 /// More large destructors than one batch has room for, mixed with small ones.

@@ -115,3 +115,16 @@ fn dumps_of_tables_with_four_roots_are_walked() {
     walk_of_a_dump_finds_every_root::<Dart1>(38);
     walk_of_a_dump_finds_every_root::<Dart2>(38);
 }
+
+#[test]
+fn blocks_of_arm_are_leaves_only_at_the_levels_that_have_them() {
+    fn check<F: Format>() {
+        for level in 1..F::MAX_LEVELS {
+            let leaf = F::LEAF_LEVELS >> level & 1 == 1;
+            assert_eq!(F::kind(0b01, level) == Kind::Leaf, leaf, "{}, level {level}", F::ID);
+        }
+    }
+    check::<Lpae4k>();
+    check::<Lpae16k>();
+    check::<Lpae64k>();
+}

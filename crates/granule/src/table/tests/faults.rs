@@ -189,26 +189,31 @@ fn snapshot(memory: &TestMemory) -> Vec<u64> {
 }
 
 fn detached_trees<F: Format>() {
-    let memory = TestMemory::new();
-    let table = table::<F>(&memory, F::MAX_INPUT_BITS);
-    let g = F::GRANULE.size();
     // Leave a detached table inside a tree, then detach the tree above it, then drop or reap.
-    let layout = table.layout();
-    let entry = layout.root_entry_bytes;
-    let span = g << F::INDEX_BITS;
-    if entry == span {
-        return; // Two levels: no table lies below another.
+    for reaped in [true, false] {
+        let memory = TestMemory::new();
+        let table = table::<F>(&memory, F::MAX_INPUT_BITS);
+        let g = F::GRANULE.size();
+        let layout = table.layout();
+        let entry = layout.root_entry_bytes;
+        let span = g << F::INDEX_BITS;
+        map(&table, 0, 5 * g, span).expect("free");
+        if entry != span {
+            map(&table, span, 3 * g, 2 * g).expect("free");
+            unmap(&table, 0, span, Hint::NONE).expect("whole");
+        }
+        let pages = table.table_pages();
+        let done = unmap(&table, 0, entry, Hint::NONE).expect("everything below a root entry");
+        assert!(done.tables);
+        assert_eq!(table.table_pages(), pages);
+        if reaped {
+            reap(&table, 0, entry);
+            assert_eq!(table.table_pages(), layout.roots.len());
+            assert_eq!(memory.live(), 1);
+        }
+        drop(table);
+        assert_eq!(memory.live(), 0, "reaped: {reaped}");
     }
-    map(&table, 0, 5 * g, span).expect("free");
-    map(&table, span, 3 * g, 2 * g).expect("free");
-    let pages = table.table_pages();
-    unmap(&table, 0, span, Hint::NONE).expect("whole");
-    let done = unmap(&table, 0, entry, Hint::NONE).expect("everything below a root entry");
-    assert!(done.tables);
-    assert_eq!(table.table_pages(), pages);
-    reap(&table, 0, entry);
-    assert_eq!(table.table_pages(), layout.roots.len());
-    assert_eq!(memory.live(), 1);
 }
 every_format!(trees_with_detached_tables_are_reaped, detached_trees);
 
