@@ -201,7 +201,7 @@ fn memory_that_the_iommu_cannot_name() {
     let device = with(None);
     for phys in [false, true] {
         let list = ScatterList::new([low(phys), high(phys)]);
-        let refused = device.map_list(list, BOTH).err().expect("no pool");
+        let refused = device.map_list(list, BOTH).expect_err("no pool");
         let reason = BounceReason::OutOfReach;
         assert_eq!(refused.error, DmaError::NoBounce { device: "near".into(), reason });
     }

@@ -256,13 +256,14 @@ fn lists<F: Format>() {
             let table = table::<F>(&memory, F::MAX_INPUT_BITS);
             let layout = table.layout();
             let first = g * 3;
-            // SAFETY: the test owns the range.
             let known = IovaRange::new(Iova::new(first), list.iter().map(PhysRange::len).sum());
-            let done = match known {
-                Ok(range) if list.len() % 3 == 0 => unsafe {
-                    table.map_checked_list(range, list.iter().copied(), RW)
-                },
-                _ => unsafe { table.map_list(Iova::new(first), list.iter().copied(), RW) },
+            let pieces = list.iter().copied();
+            // SAFETY: the test owns the range.
+            let done = unsafe {
+                match known {
+                    Ok(range) if list.len() % 3 == 0 => table.map_checked_list(range, pieces, RW),
+                    _ => table.map_list(Iova::new(first), pieces, RW),
+                }
             };
             prop_assert_eq!(done, Ok(()));
             let mut at = first;
