@@ -6,10 +6,13 @@ use granule::dma::{BusWindow, Device, DeviceSpec};
 use granule::domain::{DomainConfig, Reserved, Stream};
 use granule::share::{Plan, ShareError, Shared};
 use granule::table::{Dart1, Lpae4k};
+use granule_checks::quiet::Quiet;
 use granule_checks::{Board, RAM, phys_range};
 use granule_sim::faults::Point;
 use granule_sim::frames::Fragmentation;
+use granule_sim::iommu::IommuConfig;
 use granule_sim::machine::DeviceSpec as SimSpec;
+use granule_sim::walk::SimFormat;
 
 const ALL: Access = Access::all();
 
@@ -233,4 +236,38 @@ fn what_was_found_is_told_line_by_line() {
     assert!(format!("{solved:?}").contains("len: 5000"));
     let shared = allocate(Plan::new(5000).device(&dev, ALL));
     assert!(format!("{shared:?}").contains("dev"));
+}
+
+/// The buffer of a device that was not made to forget it is kept, though nobody ever had it.
+#[test]
+fn memory_that_a_refused_device_may_reach_is_kept() {
+    let picky = IommuConfig::new("picky", SimFormat::Dart1, 32);
+    let parts = Board::parts().iommu(IommuConfig { caching_mode: true, ..picky });
+    let board = Board::build(parts.device(SimSpec::behind("near", "picky", 0)));
+    let domain = board.domain("picky");
+    let near = board.attach(&domain, DeviceSpec::new("near"), 0);
+    let solved = Plan::new(0x1_0000).device(&near, ALL).solve().expect("a possible plan");
+    board.machine.faults().fail_from(Point::Invalidation, 0);
+    drop(solved.allocate().expect_err("neither made known nor forgotten"));
+    board.assert_reaches_live_only("near");
+    board.machine.faults().clear();
+    domain.recover().expect("the hardware answers again");
+    drop((near, solved, domain));
+    assert_eq!(board.machine.frames().live_bytes(), 0x1_0000);
+    assert_eq!(board.machine.frames().errors(), []);
+}
+
+/// A platform may have no view that passes the cache by: then the memory is synced.
+#[test]
+fn a_platform_without_uncached_views_serves_devices_that_do_not_snoop() {
+    let platform = Quiet::default();
+    let window = BusWindow::identity(phys_range(0x1000, 1 << 47));
+    let spec = DeviceSpec::new("deaf").non_snooping();
+    let deaf = Device::direct(&platform, spec, &[window], None).expect("legal");
+    let shared = allocate(Plan::new(0x4000).device(&deaf, ALL));
+    shared.write(0x3ffc, b"last").expect("inside");
+    shared.sync_for_device(0, 0x4000).expect("inside");
+    let mut seen = [0; 4];
+    shared.read(0x3ffc, &mut seen).expect("inside");
+    assert_eq!(&seen, b"last");
 }

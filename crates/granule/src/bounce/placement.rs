@@ -160,6 +160,8 @@ mod tests {
             placement.reach(phys(0x10000, 0x10000))
         };
         assert_eq!(within(0, 0x20000), (0, 32));
+        assert_eq!(within(0x10800, 0x1000), (1, 3));
+        assert_eq!(within(0x11000, 0x800), (2, 3));
         assert_eq!(within(0x10001, 0x1000), (1, 2));
         assert_eq!(within(0x10001, 0xfff), (1, 2));
         assert_eq!(within(0x10001, 0xffe), (1, 1));

@@ -162,6 +162,16 @@ mod tests {
         assert_eq!(mappings.iter().count(), 0);
     }
 
+    #[test]
+    fn a_page_lies_alike_in_both_address_spaces() {
+        let sizes: PageSizes = [0x1000, 0x4000, 0x20_0000].into_iter().collect();
+        let size = |start, phys| page_size(&mapping(start, 0x40_0000, phys), start, sizes);
+        assert_eq!(size(0x20_0000, 0x80_0000), 0x20_0000);
+        for (phys, wanted) in [(0x1000, 0x1000), (0x4000, 0x4000), (0x10_0000, 0x4000)] {
+            assert_eq!(size(0x20_0000, 0x80_0000 + phys), wanted, "{phys:#x}");
+        }
+    }
+
     proptest! {
         /// Against a map of single granules.
         #[test]
