@@ -98,7 +98,7 @@ fn read(tree: &Tree<'_>, id: NodeId, cells: u32, warnings: &mut Warnings) -> Boa
         output_bits: facts.and_then(|facts| facts.output_bits),
         bypass: facts.and_then(|facts| facts.bypass),
         probed: facts.is_some_and(|facts| facts.probed),
-        window: window(tree, id, warnings),
+        window: window(tree, id, kind, warnings),
         registers: Vec::new(),
         cells,
         stream_match_mask: match_mask(tree, id, warnings),
@@ -109,9 +109,18 @@ fn read(tree: &Tree<'_>, id: NodeId, cells: u32, warnings: &mut Warnings) -> Boa
     }
 }
 
-/// `apple,dma-range`: start and size, 64 bits each.
-fn window(tree: &Tree<'_>, id: NodeId, warnings: &mut Warnings) -> Option<DmaRange> {
+/// `apple,dma-range`: start and size, 64 bits each. Others than DARTs do not have it.
+fn window(
+    tree: &Tree<'_>,
+    id: NodeId,
+    kind: IommuKind,
+    warnings: &mut Warnings,
+) -> Option<DmaRange> {
     let value = tree.prop(id, "apple,dma-range")?;
+    if !matches!(kind, IommuKind::Dart | IommuKind::Unknown) {
+        bad(tree, id, "apple,dma-range", "only a DART has one", warnings);
+        return None;
+    }
     let mut cells = Cells::new(value);
     let pair = cells.number(2).zip(cells.number(2)).filter(|_| cells.is_empty());
     let window = pair.and_then(|(start, len)| DmaRange::new(DmaAddr::new(start), len).ok());

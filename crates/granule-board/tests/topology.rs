@@ -225,14 +225,23 @@ fn iommus_that_say_too_much() {
         .with(iommu(0x2000, "arm,smmu-v3", 4_000_000_000, 2))
         .with(iommu(0x3000, "apple,t8103-dart", 1, 3).cells("apple,dma-range", &[0, 0, 0, 0]))
         .with(iommu(0x4000, "apple,t8103-dart", 1, 4).cells("apple,dma-range", &[1, 0, 0]))
+        .with(iommu(0x5000, "arm,smmu-v2", 1, 9).cells("apple,dma-range", &[0, 0, 1, 0]))
         .with(node("smmu").flag("mmu-masters"))
         .with(node("a").cells("iommus", &[1, 5, 6, 7, 3, 8]))
         .board();
-    assert_eq!(board.iommus.len(), 3);
+    assert_eq!(board.iommus.len(), 4);
     assert_eq!(streams(&board, "a"), [(0, 5, 0), (1, 8, 0)]);
     assert!(board.iommus.iter().all(|iommu| iommu.window.is_none()));
     let text = warnings(&board);
-    for part in ["/iommu@1000: 3 cells", "/iommu@2000", "/iommu@3000", "/iommu@4000", "/smmu"] {
+    let parts = [
+        "/iommu@1000: 3 cells",
+        "/iommu@2000",
+        "/iommu@3000",
+        "/iommu@4000",
+        "/smmu",
+        "only a DART",
+    ];
+    for part in parts {
         assert!(text.contains(part), "{part} in\n{text}");
     }
 }

@@ -79,6 +79,21 @@ fn windows() {
         AttachError::Window { first: 0xf_f000_0000, last: 0x10_0fff_ffff, bits: 32, .. }
     ));
     says(&error, &["dcp", "0xff0000000", "0x100fffffff", "32 bits"]);
+    // Others than DARTs do not overlook what stands above the bits that they index.
+    let board = Board::usual();
+    let domain = board.domain_of::<Lpae4k>("smmu", &DomainConfig::default());
+    let attach = |window| {
+        let spec = DeviceSpec::new("arm").window(window);
+        domain.attach(spec, &[Stream::new(0)], None)
+    };
+    let error = attach(dma_range(0xf_0000_0000 << 8, 0xfc00_0000)).expect_err("above 39 bits");
+    assert!(matches!(error, AttachError::Window { first: 0xf00_0000_0000, bits: 39, .. }));
+    // The part below can be used.
+    let device = attach(dma_range((1 << 39) - 0x8000, 1 << 39)).expect("8 pages");
+    let buffer = Buf::new(&board.machine, 0x1000);
+    let mapping = device.map(buffer, Direction::ToDevice).map_err(|refused| refused.error);
+    let at = mapping.expect("there are pages").address().raw();
+    assert!(((1 << 39) - 0x8000..1 << 39).contains(&at), "{at:#x}");
     let error = refused_direct(DeviceSpec::new("pci"), &[]);
     assert_eq!(error, AttachError::NoWindow { device: "pci".into() });
 }

@@ -83,6 +83,7 @@ impl AddressSpace {
             // Addresses of this process stand for physical ones.
             output: PhysRange::new(PhysAddr::new(0), u64::MAX).ok()?,
             fence_unit: 0,
+            upper_bits_ignored: false,
         };
         let (ranges, state) = (limits.ranges.clone(), Mutex::default());
         Some(Self { kernel, name, sysfs, memory, geometry, granule: alignment, ranges, state })

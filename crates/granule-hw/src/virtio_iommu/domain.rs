@@ -61,6 +61,7 @@ impl<P: Platform, T: VirtioTransport> VirtioDomain<P, T> {
             aperture: limits.input,
             output: output.map_err(|_| TranslationError::NoUnit)?,
             fence_unit: 0,
+            upper_bits_ignored: false,
         };
         let id = device.take_domain()?;
         let state = Mutex::new(State::default());

@@ -13,7 +13,8 @@ use super::{AttachError, BusWindow, DetachError, DeviceSpec, RouteReport, TrustR
 use crate::addr::{DmaRange, Granule, Iova, IovaRange};
 use crate::bounce::BouncePool;
 use crate::domain::{
-    Domain, DomainStats, Iommu, Stats, Stream, StreamId, Translation, Unit, UnitError, Unmanaged,
+    Domain, DomainStats, Geometry, Iommu, Stats, Stream, StreamId, Translation, Unit, UnitError,
+    Unmanaged,
 };
 use crate::mem::Platform;
 
@@ -275,7 +276,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         if streams.is_empty() {
             return Err(AttachError::NoStream { device: spec.name });
         }
-        let base = emitted_base(&spec, self.geometry().aperture)?;
+        let base = emitted_base(&spec, self.geometry())?;
         let usable = self.usable();
         let reach = |mask, kind| reachable(&spec, usable, self.granule(), base, mask, kind);
         let streaming = reach(spec.mask, "streaming")?;
@@ -298,15 +299,20 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     }
 }
 
-/// What every address that the device emits has above the bits that the table indexes.
-fn emitted_base(spec: &DeviceSpec, aperture: IovaRange) -> Result<u64, AttachError> {
+/// What every address that the device emits has above the bits that the table indexes: nothing, unless
+/// the hardware ignores it.
+fn emitted_base(spec: &DeviceSpec, geometry: &Geometry) -> Result<u64, AttachError> {
     let Some(window) = spec.window else {
         return Ok(0);
     };
-    let bits = 64 - aperture.last().raw().leading_zeros();
+    let bits = 64 - geometry.aperture.last().raw().leading_zeros();
     let index = if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
     let (first, last) = (window.start().raw(), window.last().raw());
-    if first & !index == last & !index {
+    // Of a window that is only in part above, the rest can be used.
+    if !geometry.upper_bits_ignored && first <= index {
+        return Ok(0);
+    }
+    if geometry.upper_bits_ignored && first & !index == last & !index {
         return Ok(first & !index);
     }
     Err(AttachError::Window { device: spec.name.clone(), first, last, bits })

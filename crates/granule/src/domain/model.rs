@@ -88,6 +88,7 @@ impl World {
             aperture: range(1 << 32),
             output: PhysRange::new(PhysAddr::new(0), 1 << 40).expect("a legal range"),
             fence_unit: 0,
+            upper_bits_ignored: false,
         };
         let config = DomainConfig { policy, ..DomainConfig::default() };
         Arc::new(Self {

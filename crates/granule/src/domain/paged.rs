@@ -97,6 +97,7 @@ impl<F: Format, P: Platform, U: Unit> Paged<F, P, U> {
                 aperture,
                 output,
                 fence_unit: F::FENCE_UNIT,
+                upper_bits_ignored: F::UPPER_BITS_IGNORED,
             },
             table: ManuallyDrop::new(table),
             caches_absent,

@@ -18,6 +18,9 @@ pub struct Geometry {
     pub output: PhysRange,
     /// The step in which a leaf can be fenced to a part of its granule, in bytes; 0 if it cannot.
     pub fence_unit: u64,
+    /// Whether the bits above the aperture's of what a device emits are ignored (DART), so that a
+    /// device whose addresses all have the same ones there is served.
+    pub upper_bits_ignored: bool,
 }
 
 /// One stream of a device, at one of a translation's units.

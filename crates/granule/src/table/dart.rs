@@ -97,6 +97,7 @@ impl Format for Dart1 {
     const ADDRESS_SHIFT: u32 = 0;
     const LEAF_LEVELS: u32 = 1;
     const FENCE_UNIT: u64 = UNIT;
+    const UPPER_BITS_IGNORED: bool = true;
 
     #[inline]
     fn leaf(attributes: Attributes, _level: u32, _group: u32) -> u64 {
@@ -140,6 +141,7 @@ impl Format for Dart2 {
     const ADDRESS_SHIFT: u32 = 4;
     const LEAF_LEVELS: u32 = 1;
     const FENCE_UNIT: u64 = UNIT;
+    const UPPER_BITS_IGNORED: bool = true;
 
     #[inline]
     fn leaf(attributes: Attributes, _level: u32, _group: u32) -> u64 {

@@ -85,6 +85,9 @@ pub trait Format: Send + Sync + 'static {
     const SYNCED: u64 = 0;
     /// The unit of fences in bytes, or 0 if the format has none.
     const FENCE_UNIT: u64 = 0;
+    /// Whether the hardware indexes with the low input bits of what a device emits, whatever stands
+    /// above them; else wider addresses fault.
+    const UPPER_BITS_IGNORED: bool = false;
 
     /// The bits of a leaf of `level` without its address; `group` is the logarithm of its group.
     fn leaf(attributes: Attributes, level: u32, group: u32) -> u64;
