@@ -133,3 +133,21 @@ fn leaves_in_the_root_are_mirrored_too() {
     // SAFETY: it came from this table.
     unsafe { table.release_root(adopted) };
 }
+
+/// What a map of a few pages returns does not lead an unmap past the live root.
+#[test]
+fn a_hint_does_not_go_around_a_live_root() {
+    let memory = TestMemory::new();
+    let table = table::<Lpae16k>(&memory, 25);
+    let live = firmware_root(&memory, 16 << 10, &[]);
+    // SAFETY: no hardware walks it, and only the table writes it.
+    let adopted = unsafe { table.adopt_root(&[live]) }.expect("free");
+    for pages in [1, 3] {
+        let hint = map(&table, 4 * G, 0x10 * G, pages * G).expect("free");
+        assert_eq!(entries(&memory, live, 2048).len() as u64, pages);
+        assert_eq!(unmap(&table, 4 * G, pages * G, hint).map(|done| done.bytes), Ok(pages * G));
+        assert_eq!(entries(&memory, live, 2048), []);
+    }
+    // SAFETY: it came from this table.
+    unsafe { table.release_root(adopted) };
+}

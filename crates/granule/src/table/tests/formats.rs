@@ -205,6 +205,8 @@ fn fences_close_the_ends() {
     mapped(phys(0x10_0000, 0xc000), fence).expect("three granules");
     assert_eq!(open(&table, 0x8000), Some(Fence { front: 4096, back: 0 }));
     assert_eq!(open(&table, 0xc000), Some(Fence::default()));
+    let three = [0x10_0000, 0x10_4000, 0x10_8000].map(|to| (to - 0xf_8000, 0x4000, to));
+    assert_eq!(leaves(&table), three);
     assert_eq!(open(&table, 0x1_0000), Some(Fence { front: 0, back: 8192 }));
     unmap(&table, 0x8000, 0xc000, Hint::NONE).expect("mapped");
     let hint = mapped(phys(0x10_0000, 0x4000), fence).expect("one granule");
@@ -216,6 +218,10 @@ fn fences_close_the_ends() {
         assert!(matches!(error, Err(TableError::BadFence { unit: 4, .. })), "{front} {back}");
     }
     let two = phys(0x10_0000, 0x8000);
+    for (front, back) in [(0x4000, 0), (0, 0x4000)] {
+        let error = mapped(two, Fence { front, back });
+        assert!(matches!(error, Err(TableError::BadFence { unit: 4, .. })), "{front} {back}");
+    }
     mapped(two, Fence { front: 0x3ffc, back: 0x3ffc }).expect("four bytes open in each");
     // Bit 1 (protection disabled) is clear only where there is a fence; start and end are inclusive.
     assert_eq!(Dart1::fenced(Dart1::leaf(RW, 0, 0), fence), 0x4007_ff00_0000_0001);

@@ -1,5 +1,6 @@
 //! The engine against a brute-force model, an independent reader, faults, threads and a scheduler.
 
+mod addresses;
 mod adopt;
 mod decode;
 mod faults;
@@ -9,6 +10,7 @@ mod model;
 mod platform;
 mod properties;
 mod reader;
+mod runs;
 mod short;
 mod single;
 mod threads;

@@ -2,6 +2,7 @@
 
 use std::boxed::Box;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -14,6 +15,7 @@ struct Machine {
     page: Granule,
     arena: Arc<Box<[u64]>>,
     state: Arc<Mutex<(u64, BTreeMap<u64, u64>)>>,
+    barriers: Arc<AtomicUsize>,
 }
 
 const BASE: u64 = 0x4000_0000;
@@ -22,7 +24,7 @@ const WORDS: usize = 1 << 20;
 impl Machine {
     fn new(page: Granule) -> Self {
         let arena = Arc::new(std::vec![!0u64; WORDS].into_boxed_slice());
-        Self { page, arena, state: Arc::default() }
+        Self { page, arena, state: Arc::default(), barriers: Arc::default() }
     }
 
     fn live(&self) -> Vec<(u64, u64)> {
@@ -66,6 +68,10 @@ unsafe impl Platform for Machine {
 
     fn cpu_page(&self) -> Granule {
         self.page
+    }
+
+    fn barrier(&self) {
+        self.barriers.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -126,4 +132,18 @@ fn a_window_is_kept() {
     assert_eq!(done.err(), Some(TableError::Frames(FrameError::OutOfMemory)));
     let tables = PlatformTables::new(machine, true).within(Some(phys(BASE, 1 << 30)));
     assert!(PageTable::<Dart1, _>::new(tables, TableConfig::new(32, 36)).is_ok());
+}
+
+#[test]
+fn what_was_written_is_ordered_by_the_platform() {
+    let (machine, table) = on::<Dart1>(Granule::K4, 36);
+    for n in 1..4 {
+        let before = machine.barriers.load(Ordering::Relaxed);
+        fill(&table, 1);
+        let mapped = machine.barriers.load(Ordering::Relaxed);
+        assert!(mapped > before, "map {n}");
+        // SAFETY: the test owns the range.
+        unsafe { table.unmap(iova(0, 0x4000), Hint::NONE) }.expect("whole");
+        assert!(machine.barriers.load(Ordering::Relaxed) > mapped, "unmap {n}");
+    }
 }
