@@ -233,13 +233,15 @@ impl Space {
         let order = align.min(63 - len.leading_zeros());
         let query = Query { order, align, pack: false };
         let mut last_start = (high + 1).checked_sub(len)?;
-        loop {
+        // Below an obstacle there may be less room than the range is long.
+        while last_start >= low {
             let start = self.tree.find(&query, low, last_start + ((1 << order) - 1))?;
             match self.tree.first_taken(start, start + (len - 1)) {
                 None => return Some(start),
                 Some(obstacle) => last_start = obstacle.checked_sub(len)?,
             }
         }
+        None
     }
 
     /// Takes exactly `span`, all or nothing. It must lie within the bounds.

@@ -13,6 +13,7 @@ mod locks;
 mod model;
 mod steps;
 mod usage;
+mod windows;
 
 use model::Model;
 use steps::{Step, aperture, step};
@@ -50,13 +51,25 @@ impl Pair {
         (start, len.min(self.model.end - start))
     }
 
-    fn alloc(&mut self, len: u64, align: u32, window: Option<(u64, u64)>) {
+    /// A request, and between which granules that is.
+    fn request(&self, len: u64, align: u32, window: Option<(u64, u64)>) -> (IovaRequest, u64, u64) {
         let window = window.map(|(offset, len)| self.inside(offset, len));
         let (low, end) =
             window.map_or((self.model.low, self.model.end), |(start, len)| (start, start + len));
         let request = IovaRequest::new(len * self.granule - 1)
             .aligned(self.granule << align)
             .within(window.map(|(start, len)| self.span(start, len)));
+        (request, low, end)
+    }
+
+    fn highest(&self, len: u64, align: u32, window: Option<(u64, u64)>) {
+        let (request, low, end) = self.request(len, align, window);
+        let found = self.real.highest_free(&request).map(|iova| iova.raw() / self.granule);
+        assert_eq!(found, self.model.highest(len, 1 << align, low, end));
+    }
+
+    fn alloc(&mut self, len: u64, align: u32, window: Option<(u64, u64)>) {
+        let (request, low, end) = self.request(len, align, window);
         let natural = len.next_power_of_two().min((1u64 << 30) / self.granule);
         let align = natural.max(1 << align);
         match self.real.alloc(&request) {
@@ -69,7 +82,8 @@ impl Pair {
                 self.model.live.insert(start, len);
             }
             Err(error) => {
-                assert!(!self.model.has_place(len, align, low, end), "refused with room: {error}");
+                let place = self.model.highest(len, align, low, end);
+                assert_eq!(place, None, "refused with room: {error}");
                 self.check_refusal(error, len, align, low, end);
             }
         }
@@ -149,6 +163,7 @@ impl Pair {
             Step::Alloc { len, align, window } => self.alloc(len, align, window),
             Step::AllocAt { offset, len } => self.alloc_at(offset, len),
             Step::Reserve { offset, len } => self.reserve(offset, len),
+            Step::Highest { len, align, window } => self.highest(len, align, window),
             Step::Free { which } => self.free(which),
             Step::Flush => self.real.flush_caches(),
             Step::Cpu(cpu) => run_on(cpu),

@@ -29,17 +29,17 @@ impl Model {
         (start..start + len).all(|granule| self.is_free(granule))
     }
 
-    /// Whether any aligned place within the bounds is free.
-    pub(super) fn has_place(&self, len: u64, align: u64, low: u64, end: u64) -> bool {
+    /// The highest aligned place within the bounds that is free.
+    pub(super) fn highest(&self, len: u64, align: u64, low: u64, end: u64) -> Option<u64> {
         let (low, end) = (low.max(self.low), end.min(self.end));
-        let mut start = low.next_multiple_of(align);
-        while start + len <= end {
+        let mut start = end.checked_sub(len)? / align * align;
+        while start >= low {
             if self.all_free(start, len) {
-                return true;
+                return Some(start);
             }
-            start += align;
+            start = start.checked_sub(align)?;
         }
-        false
+        None
     }
 
     pub(super) fn free_within(&self, low: u64, end: u64) -> (u64, u64) {

@@ -8,6 +8,7 @@ pub(super) enum Step {
     Alloc { len: u64, align: u32, window: Option<(u64, u64)> },
     AllocAt { offset: u64, len: u64 },
     Reserve { offset: u64, len: u64 },
+    Highest { len: u64, align: u32, window: Option<(u64, u64)> },
     Free { which: usize },
     Flush,
     Cpu(usize),
@@ -15,9 +16,16 @@ pub(super) enum Step {
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
     let len = prop_oneof![6 => 1u64..12, 3 => 1u64..100, 1 => 60u64..700];
+    let wish = || {
+        (
+            len.clone(),
+            prop_oneof![4 => Just(0u32), 1 => 0u32..9],
+            proptest::option::weighted(0.3, (0u64..700, 1u64..700)),
+        )
+    };
     prop_oneof![
-        8 => (len.clone(), prop_oneof![4 => Just(0u32), 1 => 0u32..9], proptest::option::weighted(0.3, (0u64..700, 1u64..700)))
-            .prop_map(|(len, align, window)| Step::Alloc { len, align, window }),
+        8 => wish().prop_map(|(len, align, window)| Step::Alloc { len, align, window }),
+        1 => wish().prop_map(|(len, align, window)| Step::Highest { len, align, window }),
         2 => (0u64..700, len.clone()).prop_map(|(offset, len)| Step::AllocAt { offset, len }),
         1 => (0u64..700, 1u64..20).prop_map(|(offset, len)| Step::Reserve { offset, len }),
         7 => any::<usize>().prop_map(|which| Step::Free { which }),
