@@ -226,9 +226,10 @@ impl Geometry {
         let needed = indexed.div_ceil(index_bits).max(1);
         let levels = match format.fixed_levels() {
             Some(levels) => levels,
-            // A DART has no one-level form; VT-d no form below three levels.
+            // A DART has no one-level form; VT-d no form below three levels, and nobody gives an AMD
+            // IOMMU fewer.
             None if format.is_dart() => needed.max(2),
-            None if format == SimFormat::Vtd2 => needed.max(3),
+            None if matches!(format, SimFormat::Vtd2 | SimFormat::AmdV1) => needed.max(3),
             None if format == SimFormat::Vtd1 => needed.max(4),
             None => needed,
         };
@@ -289,6 +290,9 @@ impl Geometry {
 
 #[cfg(test)]
 mod tests {
+    use granule::addr::{Iova, PhysAddr};
+    use granule::table::{Format, FormatId, FormatVisitor, TableConfig, Walk, walk};
+
     use super::*;
 
     #[test]
@@ -317,6 +321,37 @@ mod tests {
         assert_eq!(levels(SimFormat::Vtd2, 48, 1), 4);
         assert_eq!(levels(SimFormat::Vtd1, 47, 1), 4);
         assert_eq!(levels(SimFormat::AmdV1, 39, 1), 3);
+    }
+
+    /// What the core programs hardware with, and what is walked here, are tables of one shape.
+    #[test]
+    fn levels_are_those_of_the_core_at_every_width() {
+        struct RootLevel(u32);
+        impl FormatVisitor for RootLevel {
+            type Output = Option<u32>;
+            fn visit<F: Format>(self) -> Self::Output {
+                let config = TableConfig::new(self.0, F::MAX_OUTPUT_BITS);
+                let root = [PhysAddr::new(0x10_0000)];
+                match walk::<F>(&config, &root, Iova::new(0), |_| Some(0)).ok()? {
+                    Walk::Fault { level, .. } => Some(level),
+                    other => panic!("{}, {} bits: {other:?}", F::ID, self.0),
+                }
+            }
+        }
+        for id in FormatId::ALL {
+            let format = SimFormat::ALL.iter().find(|format| format.name() == id.name()).unwrap();
+            // A single page is no input here; more than 36 bits take a DART more roots.
+            let end = if format.is_dart() { 37 } else { 64 };
+            let widths = format.granule().shift() + 1..end;
+            let mut compared = 0;
+            for bits in widths {
+                let Some(level) = id.visit(RootLevel(bits)) else { continue };
+                let here = Geometry::new(*format, bits, 1).map(|geometry| geometry.top);
+                assert_eq!(here.ok(), Some(level), "{id}, {bits} bits");
+                compared += 1;
+            }
+            assert!(compared > 0, "{id}");
+        }
     }
 
     #[test]
