@@ -1,7 +1,7 @@
 //! Whatever a mapping took and counted, its end gives back: a guard keeps little more than an address, and
 //! all else must follow from it.
 
-use granule::addr::{Direction, Granule};
+use granule::addr::{Direction, Granule, Iova, IovaRange};
 use granule::dma::{BusWindow, Device, DeviceSpec, MapFlags, Mapping};
 use granule::domain::{DomainConfig, InvalidationPolicy, Stats, Stream};
 use granule::table::Dart1;
@@ -135,4 +135,40 @@ fn a_short_way_that_ends_early_leaves_nothing() {
     drop(live);
     assert_eq!(held(&device), Stats::default());
     assert_eq!(domain.stats().iova_bytes, before.iova_bytes);
+}
+
+/// A mapping that was not made exposes nothing, unless nobody knows whether devices still see it.
+#[test]
+fn a_failed_mapping_exposes_only_what_may_still_be_seen() {
+    for lost in [false, true] {
+        let board = Board::usual();
+        let domain = board.domain("dart");
+        let device = board.attach(&domain, DeviceSpec::new("dev"), 0);
+        let buffer = Buf::new(&board.machine, 0x456);
+        board.machine.faults().fail_nth(Point::Frames, 0);
+        if lost {
+            board.machine.faults().fail_from(Point::Invalidation, 0);
+        }
+        device.map(buffer, Direction::Bidirectional).expect_err("no table");
+        board.machine.faults().clear();
+        let exposed = if lost { GRANULE - 0x456 } else { 0 };
+        assert_eq!(domain.stats().exposed_bytes, exposed);
+        assert_eq!(domain.stats().poisoned, lost);
+        assert_eq!(held(&device), Stats::default(), "the device has no mapping");
+    }
+}
+
+/// The first page of a space is nobody's, so that no address that is handed out is zero.
+#[test]
+fn address_zero_is_never_handed_out() {
+    let board = Board::usual();
+    let window = IovaRange::new(Iova::new(0), 16 * GRANULE).expect("a legal range");
+    let config = DomainConfig { window: Some(window), ..DomainConfig::default() };
+    let domain = board.domain_of::<Dart1>("dart", &config);
+    let device = board.attach(&domain, DeviceSpec::new("dev"), 0);
+    let map = || device.map(Buf::new(&board.machine, GRANULE), Direction::ToDevice).ok();
+    let live: Vec<_> = std::iter::from_fn(map).collect();
+    let mut starts: Vec<_> = live.iter().map(|mapping| mapping.address().raw()).collect();
+    starts.sort_unstable();
+    assert_eq!(starts, (1..16).map(|page| page * GRANULE).collect::<Vec<_>>());
 }

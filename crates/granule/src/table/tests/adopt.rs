@@ -151,3 +151,23 @@ fn a_hint_does_not_go_around_a_live_root() {
     // SAFETY: it came from this table.
     unsafe { table.release_root(adopted) };
 }
+
+/// A group of large pages in the root, where firmware holds one of its slots.
+#[test]
+fn a_slot_of_firmware_within_a_group_is_named() {
+    let memory = TestMemory::new();
+    let table = table::<Lpae4k>(&memory, 30);
+    let (m2, m32) = (2u64 << 20, 32u64 << 20);
+    let live = firmware_root(&memory, 4096, &[(5, 0x8000_0401)]);
+    // SAFETY: no hardware walks it, and only the table writes it.
+    let adopted = unsafe { table.adopt_root(&[live]) }.expect("free");
+    let refused = map(&table, 0, m32, m32);
+    assert_eq!(refused, Err(TableError::FirmwareEntry { slot: iova(5 * m2, m2) }));
+    assert_eq!(leaves(&table), []);
+    assert_eq!(entries(&memory, live, 512), [(5, 0x8000_0401)]);
+    map(&table, m32, m32, m32).expect("free");
+    assert_eq!(leaves(&table), [(m32, m32, m32)]);
+    assert_eq!(entries(&memory, live, 512).len(), 17);
+    // SAFETY: it came from this table.
+    unsafe { table.release_root(adopted) };
+}

@@ -15,6 +15,7 @@ mod short;
 mod single;
 mod threads;
 mod tiny;
+mod unmaps;
 mod unsynced;
 
 use std::vec::Vec;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::addr::Granule;
+use crate::addr::{Direction, Granule};
 use crate::mem::{FrameError, FrameRequest, Platform, SpinLock};
 
 /// Memory at fake addresses, one allocation a block, in a machine whose pages are `page` bytes.
@@ -16,6 +16,7 @@ struct Machine {
     arena: Arc<Box<[u64]>>,
     state: Arc<Mutex<(u64, BTreeMap<u64, u64>)>>,
     barriers: Arc<AtomicUsize>,
+    cleans: Arc<AtomicUsize>,
 }
 
 const BASE: u64 = 0x4000_0000;
@@ -24,7 +25,8 @@ const WORDS: usize = 1 << 20;
 impl Machine {
     fn new(page: Granule) -> Self {
         let arena = Arc::new(std::vec![!0u64; WORDS].into_boxed_slice());
-        Self { page, arena, state: Arc::default(), barriers: Arc::default() }
+        let (barriers, cleans) = Default::default();
+        Self { page, arena, state: Arc::default(), barriers, cleans }
     }
 
     fn live(&self) -> Vec<(u64, u64)> {
@@ -68,6 +70,10 @@ unsafe impl Platform for Machine {
 
     fn cpu_page(&self) -> Granule {
         self.page
+    }
+
+    fn sync_for_device(&self, _: PhysRange, _: Direction) {
+        self.cleans.fetch_add(1, Ordering::Relaxed);
     }
 
     fn barrier(&self) {
@@ -145,5 +151,16 @@ fn what_was_written_is_ordered_by_the_platform() {
         // SAFETY: the test owns the range.
         unsafe { table.unmap(iova(0, 0x4000), Hint::NONE) }.expect("whole");
         assert!(machine.barriers.load(Ordering::Relaxed) > mapped, "unmap {n}");
+    }
+}
+
+#[test]
+fn only_what_a_walker_does_not_snoop_is_cleaned() {
+    for coherent in [true, false] {
+        let machine = Machine::new(Granule::K4);
+        let tables = PlatformTables::new(machine.clone(), coherent);
+        let table = PageTable::new(tables, TableConfig::new(36, 36)).expect("a table");
+        fill::<Dart1>(&table, 2);
+        assert_eq!(machine.cleans.load(Ordering::Relaxed) == 0, coherent);
     }
 }

@@ -55,15 +55,22 @@ fn the_first_taken_page_is_named<F: Format>() {
         let table = table::<F>(&memory, input);
         let g = F::GRANULE.size();
         let most = (1u64 << input) / g;
-        for taken in (0..28).filter(|taken| *taken < most) {
+        let places = [0, 1, 3, 7, 8, 9, 15, 16, 19, 24, 27];
+        for taken in places.into_iter().filter(|taken| *taken < most) {
             map(&table, taken * g, 0x1_0001 * g, g).expect("free");
-            let before = leaves(&table);
+            let range = iova(0, 64.min(most) * g);
+            let there = || {
+                let mut found = Vec::new();
+                table.for_each_leaf(range, |leaf| found.push(leaf));
+                found
+            };
+            let before = there();
             // At an odd distance every page stands alone; at an even one there may be groups.
             for (first, to) in [(0, 0x1001 * g), (0, 0x1000 * g), (3.min(taken), 0x2000 * g)] {
                 let len = 36.min(most - first) * g;
                 let want = Err(TableError::AlreadyMapped { iova: Iova::new(taken * g) });
                 assert_eq!(map(&table, first * g, to, len), want, "{}", F::ID);
-                assert_eq!(leaves(&table), before);
+                assert_eq!(there(), before);
             }
             unmap(&table, taken * g, g, Hint::NONE).expect("whole");
         }
