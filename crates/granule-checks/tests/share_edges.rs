@@ -1,8 +1,8 @@
 //! What `share` does at its edges: devices with different rights in one domain, direct devices that
 //! agree or do not, devices that come later, spaces where the first address tried is taken.
 
-use granule::addr::{Access, DmaAddr, Granule, Iova, IovaRange};
-use granule::dma::{BusWindow, Device, DeviceSpec};
+use granule::addr::{Access, DmaAddr, DmaRange, Granule, Iova, IovaRange};
+use granule::dma::{BusWindow, Device, DeviceSpec, RouteReport};
 use granule::domain::{DomainConfig, Reserved, Stream};
 use granule::share::{Plan, ShareError, Shared};
 use granule::table::{Dart1, Lpae4k};
@@ -270,4 +270,45 @@ fn a_platform_without_uncached_views_serves_devices_that_do_not_snoop() {
     let mut seen = [0; 4];
     shared.read(0x3ffc, &mut seen).expect("inside");
     assert_eq!(&seen, b"last");
+}
+
+/// One block for a device on the bus is placed so that tables can have their largest pages, though the
+/// next free memory begins elsewhere.
+#[test]
+fn one_block_is_placed_for_the_largest_pages() {
+    let board = Board::usual();
+    let domain = board.domain_of::<Lpae4k>("smmu", &DomainConfig::default());
+    let arm = board.attach(&domain, DeviceSpec::new("arm"), 0);
+    let pci = direct(&board, "pci", RAM);
+    let m2 = 2u64 << 20;
+    for odd in [0x1000, 0x3000, 0x1_0000] {
+        let _in_the_way = arm.alloc_coherent(odd).expect("free memory");
+        let plan = Plan::new(2 * m2).device(&arm, ALL).device(&pci, ALL);
+        let shared = allocate(plan);
+        let range = shared.range_of(&arm).expect("planned");
+        let range = DmaRange::new(range.address(), 2 * m2).ok();
+        let RouteReport::Translated { page_sizes, .. } = arm.report(range) else {
+            panic!("it is translated");
+        };
+        assert_eq!(page_sizes, [(m2, 2)], "{odd:#x}");
+    }
+}
+
+/// Where the platform has views that pass the cache by, a device that does not snoop needs no syncs.
+#[test]
+fn a_device_that_does_not_snoop_sees_through_an_uncached_view() {
+    let deaf = SimSpec { snoops: false, ..SimSpec::behind("deaf", "other", 1) };
+    let board = Board::build(Board::parts().device(deaf).with_cache());
+    let spec = DeviceSpec::new("deaf").non_snooping();
+    let deaf = board.domain("other").attach(spec, &[Stream::new(1)], None).expect("legal");
+    let shared = allocate(Plan::new(0x4000).device(&deaf, ALL));
+    let at = shared.range_of(&deaf).expect("planned").address();
+    for round in 1..4u8 {
+        shared.write(0, &[round; 16]).expect("inside");
+        assert_eq!(board.read("deaf", at, 16), Some(vec![round; 16]));
+        assert!(board.write("deaf", at, &[round + 100; 16]));
+        let mut seen = [0; 16];
+        shared.read(0, &mut seen).expect("inside");
+        assert_eq!(seen, [round + 100; 16]);
+    }
 }
