@@ -102,12 +102,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         true
     }
 
+    /// Not ordered: every call that changes entries ends with a barrier.
     fn mirror(&self, live: &LiveRoots, index: usize, value: u64) {
         for root in &live.roots {
             root.write::<F, M>(&self.memory, index, value);
-        }
-        if !live.is_empty() {
-            self.memory.barrier();
         }
     }
 

@@ -95,7 +95,7 @@ impl Format for Amdv1 {
             (0, _) => Kind::Invalid,
             (_, 0) if level < LEAVES => Kind::Leaf,
             (_, GROUP) if level < LEAVES && Self::group(entry, level) != 0 => Kind::Leaf,
-            (_, next) if level > 0 && next == u64::from(level) => Kind::Table,
+            (_, next) if next == u64::from(level) => Kind::Table,
             _ => Kind::Invalid,
         }
     }

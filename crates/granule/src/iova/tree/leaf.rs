@@ -13,11 +13,6 @@ impl Child for Leaf {
     const FREE: Self = Self(u64::MAX);
 
     #[inline]
-    fn reset(&mut self) {
-        self.0 = u64::MAX;
-    }
-
-    #[inline]
     fn is_free(&self) -> bool {
         self.0 == u64::MAX
     }

@@ -193,9 +193,6 @@ pub(super) trait Child: Tier + Sized + 'static {
     /// One that is wholly free and has no memory of its own.
     const FREE: Self;
 
-    /// Becomes wholly free.
-    fn reset(&mut self);
-
     /// Whether all of it is free.
     fn is_free(&self) -> bool;
 

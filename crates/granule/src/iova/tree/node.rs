@@ -18,7 +18,7 @@ pub(super) struct Node<C, const M: usize> {
     pub(super) free: u64,
     /// Slots whose child tells; never at the same time in `free`. In neither: taken as a whole.
     split: u64,
-    /// Present while a slot is split. A child that is not split has no split slots itself.
+    /// Present while a slot is split. A child that is not split is wholly free.
     block: Option<Box<[Block<C, M>; 1]>>,
 }
 
@@ -83,9 +83,6 @@ impl<C: Child, const M: usize> Node<C, M> {
         }
         self.free &= !(1 << slot);
         self.split |= 1 << slot;
-        if let Some(child) = self.kids_mut().and_then(|b| b.children.get_mut(slot as usize)) {
-            child.reset();
-        }
         Ok(())
     }
 
@@ -228,11 +225,6 @@ impl<C: Child, const M: usize> Node<C, M> {
 impl<C: Child, const M: usize> Child for Node<C, M> {
     const ORDER: u32 = C::ORDER + 6;
     const FREE: Self = Self { free: u64::MAX, split: 0, block: None };
-
-    #[inline]
-    fn reset(&mut self) {
-        self.free = u64::MAX;
-    }
 
     #[inline]
     fn is_free(&self) -> bool {

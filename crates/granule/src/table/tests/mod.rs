@@ -13,6 +13,7 @@ mod reader;
 mod runs;
 mod short;
 mod single;
+mod sizes;
 mod threads;
 mod tiny;
 mod unmaps;

@@ -164,3 +164,17 @@ fn only_what_a_walker_does_not_snoop_is_cleaned() {
         assert_eq!(machine.cleans.load(Ordering::Relaxed) == 0, coherent);
     }
 }
+
+#[test]
+fn a_huge_page_has_no_more_shares_than_a_word_has_bits() {
+    let huge = Granule::new(2 << 20).expect("a power of two");
+    let (machine, table) = on::<Lpae4k>(huge, 39);
+    fill(&table, 70);
+    assert_eq!((table.table_pages(), machine.live().len()), (72, 2));
+    for n in 0..70 {
+        let found = table.resolve(Iova::new(n << 21)).map(|found| found.phys.raw());
+        assert_eq!(found, Some(0));
+    }
+    drop(table);
+    assert_eq!(machine.live(), []);
+}

@@ -135,6 +135,8 @@ fn groups_lead_where_they_should<F: Format>() {
             // What the walker reads, entry by entry; nobody but our own reads the tiny format.
             let known = F::INDEX_BITS != tiny::Tiny::INDEX_BITS;
             for n in (0..1 << k).filter(|_| known) {
+                let size_there = table.resolve(Iova::new(n * page)).map(|found| found.page_size);
+                assert_eq!(size_there, Some(size), "{}, entry {n}", F::ID);
                 let found = reader::translate(&table.layout(), &memory, n * page + 5);
                 assert_eq!(found, Some(2 * size + n * page + 5), "{}", F::ID);
             }
