@@ -62,6 +62,8 @@ struct Inner {
     live: Mutex<Vec<PhysRange>>,
     next_cpu: AtomicUsize,
     cpus: usize,
+    /// The memory nodes that blocks were asked of.
+    nodes: Mutex<Vec<Option<u32>>>,
 }
 
 // SAFETY: the memory is only reached through raw pointers, under the rules of `Platform`.
@@ -74,7 +76,13 @@ impl Machine {
     pub(super) fn new(base: u64, size: u64, longest: u64, cpus: usize) -> Self {
         let memory = (0..size / 8).map(|_| UnsafeCell::new(0)).collect();
         let (live, next_cpu) = (Mutex::default(), AtomicUsize::new(0));
-        Self(Arc::new(Inner { base, memory, longest, live, next_cpu, cpus }))
+        let nodes = Mutex::default();
+        Self(Arc::new(Inner { base, memory, longest, live, next_cpu, cpus, nodes }))
+    }
+
+    /// The memory nodes that blocks were asked of.
+    pub(super) fn nodes(&self) -> Vec<Option<u32>> {
+        self.0.nodes.lock().expect("no test panics here").clone()
     }
 
     /// How many blocks are allocated.
@@ -102,6 +110,7 @@ unsafe impl Platform for Machine {
     type Lock = TestLock;
 
     fn alloc_frames(&self, request: &FrameRequest) -> Result<PhysRange, FrameError> {
+        self.0.nodes.lock().expect("no test panics here").push(request.node);
         if request.size > self.0.longest {
             return Err(FrameError::OutOfMemory);
         }

@@ -120,7 +120,21 @@ fn the_longest_request_counts_whole_granules_only_where_asked() {
     let odd = odd.expect("a pool");
     assert_eq!(odd.max_len(&granules(1, Granule::K4)), 0x4_3000);
     assert_eq!(odd.max_len(&granules(1, Granule::K64)), 0x3_0000);
-    assert_eq!(odd.max_len(&BounceRequest::new(1)), 0x4_3000);
+    // How long the request is does not matter.
+    for len in [1, 0, 0x4_3001, u64::MAX] {
+        assert_eq!(odd.max_len(&BounceRequest { len, ..BounceRequest::new(1) }), 0x4_3000);
+    }
+}
+
+#[test]
+fn every_block_is_asked_of_the_node_that_was_named() {
+    for node in [None, Some(3)] {
+        let machine = Machine::new(BASE, 0x20_0000, 0x1_0000, 1);
+        let config = BounceConfig { node, ..BounceConfig::new(0x4_0000) };
+        let _pool = BouncePool::new(&machine, config).expect("a pool");
+        let asked = machine.nodes();
+        assert!(asked.len() >= 4 && asked.iter().all(|asked| *asked == node), "{asked:?}");
+    }
 }
 
 #[test]

@@ -62,6 +62,9 @@ impl Pair {
     fn check_refusal(&self, error: IovaError, len: u64, align: u64, low: u64, end: u64) {
         let (sum, longest) = self.model.free_within(low, end);
         let bytes = |granules: u64| granules * self.granule;
+        if matches!(error, IovaError::Full { .. } | IovaError::Fragmented { .. }) {
+            assert!(low.next_multiple_of(align) + len <= end, "can never be met: {error}");
+        }
         match error {
             IovaError::TooLarge { limit, .. } => {
                 assert!(len > end - low);

@@ -128,3 +128,18 @@ fn blocks_of_arm_are_leaves_only_at_the_levels_that_have_them() {
     check::<Lpae16k>();
     check::<Lpae64k>();
 }
+
+/// RISC-V Privileged 4.3.2, step 4: an entry with R or X is a leaf, whatever the level.
+#[test]
+fn risc_v_pages_for_execution_alone_are_leaves() {
+    fn check<F: Format>() {
+        for level in 0..F::MAX_LEVELS {
+            assert_eq!(F::kind(0b1001, level), Kind::Leaf, "{}, level {level}", F::ID);
+        }
+        assert_eq!(F::kind(0b0001, 1), Kind::Table, "{}", F::ID);
+        assert_eq!(F::kind(0b0001, 0), Kind::Invalid, "{}", F::ID);
+    }
+    check::<Sv39>();
+    check::<Sv48>();
+    check::<Sv57>();
+}
