@@ -52,6 +52,16 @@ pub(crate) fn map<F: Format>(
     unsafe { table.map(Iova::new(at), phys(to, len), RW) }
 }
 
+/// Maps pieces one behind the other.
+pub(crate) fn map_list<F: Format>(
+    table: &PageTable<F, TestMemory>,
+    at: u64,
+    list: Vec<PhysRange>,
+) -> Result<(), TableError> {
+    // SAFETY: tests own all ranges, and there is no device.
+    unsafe { table.map_list(Iova::new(at), list.into_iter(), RW) }
+}
+
 /// The short way alone.
 pub(crate) fn try_map<F: Format>(
     table: &PageTable<F, TestMemory>,

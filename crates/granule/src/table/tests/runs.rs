@@ -26,10 +26,7 @@ fn adjoining_pieces_share_a_page<F: Format>() {
         let lone = |n: u64| (at - (3 - n) * g, g, (n + 1) * 0x1000 * g);
         for piece in [g, size / 2] {
             let table = table::<F>(&memory, config_bits::<F>());
-            let map_list = |start, list: Vec<PhysRange>| {
-                // SAFETY: tests own all ranges, and there is no device.
-                unsafe { table.map_list(Iova::new(start), list.into_iter(), RW) }.expect("free");
-            };
+            let map_list = |start, list| map_list(&table, start, list).expect("free");
             map_list(at, pages(piece).collect());
             assert_eq!(leaves(&table), [(at, size, to)], "{}, from {piece:#x}", F::ID);
             unmap(&table, at, size, Hint::NONE).expect("whole");
