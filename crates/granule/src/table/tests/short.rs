@@ -83,3 +83,27 @@ fn both_ways_agree<F: Format>() {
     }
 }
 every_format!(short_and_long_ways_agree, both_ways_agree);
+
+/// A run that is a group is mapped as one on the short way too, and one that goes on behind the group is
+/// left to the long way.
+fn groups_on_the_short_way<F: Format>() {
+    let memory = TestMemory::new();
+    let (table, g, span) = with_leaf_table::<F>(&memory);
+    for k in (1..F::INDEX_BITS).filter(|k| F::GROUPS[0] >> k & 1 == 1) {
+        let (size, to) = (g << k, span << 4);
+        let at = size.max(g << 1);
+        if at + 2 * size > span {
+            continue;
+        }
+        map(&table, at, to, size).expect("free");
+        let found = table.resolve(Iova::new(at)).map(|found| found.page_size);
+        assert_eq!(found, Some(size), "{}", F::ID);
+        unmap(&table, at, size, Hint::NONE).expect("whole");
+        map(&table, at, to, size + g).expect("free");
+        let found = [at, at + size].map(|at| table.resolve(Iova::new(at)).map(|r| r.page_size));
+        assert_eq!(found, [Some(size), Some(g)], "{}", F::ID);
+        unmap(&table, at, size + g, Hint::NONE).expect("whole");
+    }
+    assert_eq!(leaves(&table), [(0, g, 0x40 * g)]);
+}
+every_format!(groups_are_mapped_on_the_short_way, groups_on_the_short_way);
