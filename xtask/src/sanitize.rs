@@ -48,7 +48,7 @@ const SANITIZERS: &[Sanitizer] = &[
         build_std: true,
         variable: "TSAN_OPTIONS",
         known: "races.txt",
-        effort: [5, 150],
+        effort: [5, 50],
     },
 ];
 
