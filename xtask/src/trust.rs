@@ -52,8 +52,8 @@ const ROWS: &[Row] = &[
         package: "granule-laws",
         test: "law2",
         filter: "a_device_reaches",
-        minutes: 200,
-        hours: 10_000,
+        minutes: 600,
+        hours: 30_000,
     },
     Row {
         name: "threads",

@@ -12,7 +12,7 @@ use granule_laws::check::{confined, walks_nowhere};
 use granule_laws::effort::{effort, full};
 use granule_laws::program::Program;
 
-/// 15 steps (at usual effort) on every bench: trusted and not, strict and deferred, fragmented or not.
+/// 5 steps (at usual effort) on every bench: trusted and not, strict and deferred, fragmented or not.
 #[test]
 fn a_device_reaches_what_it_was_given_after_every_step() {
     let mut taken = [0; 8];
@@ -21,7 +21,7 @@ fn a_device_reaches_what_it_was_given_after_every_step() {
         let case = Case { cpus: 1, ..case };
         let bench = case.bench();
         let mut program = Program::new(case.seed);
-        for _ in 0..effort(15) {
+        for _ in 0..effort(5) {
             program.step(&bench);
         }
         program.finish_all(&bench);
