@@ -73,10 +73,13 @@ unsafe impl Platform for Quiet {
     }
 }
 
+/// What is to happen while a call waits for hardware.
+type During = Box<dyn FnOnce() + Send>;
+
 /// An IOMMU that nobody is behind.
-#[derive(Debug)]
 pub struct QuietUnit {
     info: UnitInfo,
+    during: Mutex<Option<During>>,
 }
 
 impl QuietUnit {
@@ -92,7 +95,12 @@ impl QuietUnit {
             caches_absent: false,
             can_bypass: false,
         };
-        Self { info }
+        Self { info, during: Mutex::new(None) }
+    }
+
+    /// Has this happen during the next invalidation, once.
+    pub fn during_next(&self, act: impl FnOnce() + Send + 'static) {
+        *self.during.lock().expect("no panic") = Some(Box::new(act));
     }
 }
 
@@ -127,6 +135,11 @@ unsafe impl Unit for QuietUnit {
     }
 
     fn invalidate(&self, (): &(), _: &Invalidation) -> Result<(), UnitError> {
+        // Taken before it is called: it may invalidate in turn.
+        let during = self.during.lock().expect("no panic").take();
+        if let Some(during) = during {
+            during();
+        }
         Ok(())
     }
 }
