@@ -34,16 +34,25 @@ fn collect(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) -> Result<(
     Ok(())
 }
 
-/// The folders of the crates under `crates/`, sorted.
-pub(crate) fn crates(root: &Path) -> Result<Vec<PathBuf>> {
-    let folder = root.join("crates");
+/// The folders in `folder`, sorted. A folder that does not exist holds none.
+pub(crate) fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
     let mut found = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
-        let path = entry?.path();
-        if path.join("Cargo.toml").is_file() {
-            found.push(path);
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
         }
     }
     found.sort();
+    Ok(found)
+}
+
+/// The folders of the crates under `crates/`, sorted.
+pub(crate) fn crates(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = folders(&root.join("crates"))?;
+    found.retain(|folder| folder.join("Cargo.toml").is_file());
     Ok(found)
 }

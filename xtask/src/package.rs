@@ -1,6 +1,7 @@
 //! Packages: every crate meant for others is one, says what it is, and builds from its own archive.
 //! Every dependency has its reason beside it.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +49,7 @@ pub(crate) fn check(chores: &Chores) -> Result<()> {
 /// Packs all crates together, since they need each other, and builds each from its archive.
 fn pack(chores: &Chores, names: &[String]) -> Result<()> {
     let target_dir = chores.target.join("package");
+    forget_earlier(&cargo_home()?, &target_dir, names)?;
     let chosen: Vec<&str> = names.iter().flat_map(|name| ["-p", name]).collect();
     let package = |offline: &[&str]| {
         cmd!(chores.sh, "cargo package --quiet --allow-dirty --target-dir {target_dir}")
@@ -57,6 +59,47 @@ fn pack(chores: &Chores, names: &[String]) -> Result<()> {
     };
     // What was downloaded for the builds before is enough, as a rule.
     package(&["--offline"]).or_else(|_| package(&[])).context("cargo package")
+}
+
+/// Removes what earlier archives left: the sources that cargo unpacked, and what it built from them.
+///
+/// Cargo takes a package for something that never changes under one version. It finds the archives
+/// of these crates in a registry of its own at the same path each time, so without this a crate is
+/// built against what its neighbour was when somebody first packed it here.
+fn forget_earlier(cargo_home: &Path, target_dir: &Path, names: &[String]) -> Result<()> {
+    let unpacked = cargo_home.join("registry").join("src");
+    for registry in files::folders(&unpacked)? {
+        // Such a folder is named by host and hash, and a registry on disk has no host.
+        if !registry.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"-")) {
+            continue;
+        }
+        let of_ours = |folder: &PathBuf| {
+            let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            names.iter().any(|name| is_version_of(&folder, name))
+        };
+        for folder in files::folders(&registry)?.iter().filter(|folder| of_ours(folder)) {
+            fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+    }
+    if target_dir.exists() {
+        fs::remove_dir_all(target_dir)
+            .with_context(|| format!("removing {}", target_dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether a folder called `<crate>-<version>` is of the crate `name`.
+fn is_version_of(folder: &str, name: &str) -> bool {
+    let version = folder.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+    version.is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Where cargo keeps what it has downloaded.
+fn cargo_home() -> Result<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("CARGO_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".cargo")))
+        .context("neither CARGO_HOME nor HOME says where cargo keeps its downloads")
 }
 
 fn manifests(chores: &Chores) -> Result<Vec<PathBuf>> {
@@ -125,6 +168,35 @@ mod tests {
                         [target.'cfg(unix)'.dev-dependencies]\nf.workspace = true\n\
                         [features]\ng = []\n";
         assert_eq!(unexplained(manifest), ["b", "e", "f"]);
+    }
+
+    #[test]
+    fn archives_of_another_day_are_forgotten() {
+        let folder = env::temp_dir().join(format!("granule-packages-{}", std::process::id()));
+        let unpacked = folder.join("registry/src");
+        let target_dir = folder.join("target");
+        let gone = [
+            unpacked.join("-05b4/granule-0.1.0"),
+            unpacked.join("-05b4/granule-sim-0.1.0"),
+            unpacked.join("-1d05/granule-0.2.0-rc.1"),
+            target_dir.join("debug"),
+        ];
+        let kept = [
+            unpacked.join("-05b4/granule-other-0.1.0"),
+            unpacked.join("-05b4/bitflags-2.0.0"),
+            unpacked.join("registry.example-05b4/granule-0.1.0"),
+        ];
+        gone.iter().chain(&kept).for_each(|path| fs::create_dir_all(path).unwrap());
+
+        let names = ["granule".to_owned(), "granule-sim".to_owned()];
+        let result = forget_earlier(&folder, &target_dir, &names);
+        let left = |paths: &[PathBuf]| paths.iter().filter(|path| path.exists()).count();
+        let counts = (left(&gone), left(&kept));
+        fs::remove_dir_all(&folder).unwrap();
+
+        result.unwrap();
+        assert_eq!(counts, (0, kept.len()));
+        forget_earlier(&folder, &target_dir, &names).expect("nothing to forget is no error");
     }
 
     #[test]
