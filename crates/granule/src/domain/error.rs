@@ -134,6 +134,27 @@ pub enum DomainError {
         /// What the IOMMU reaches.
         output: PhysRange,
     },
+    /// Memory is longer or shorter than its placement.
+    #[error("{memory:#x} bytes of memory for a placement of {size:#x}: they must be the same")]
+    Length {
+        /// The placement's bytes.
+        size: u64,
+        /// The memory's bytes.
+        memory: u64,
+    },
+    /// A piece begins before the one ahead of it ends, or is not all inside the placement.
+    #[error(
+        "a piece of {len:#x} bytes at offset {offset:#x} of a placement of {size:#x} bytes: \
+         order the pieces by offset, without overlap, and inside the placement"
+    )]
+    Piece {
+        /// The piece's offset in the placement.
+        offset: u64,
+        /// The piece's bytes.
+        len: u64,
+        /// The placement's bytes.
+        size: u64,
+    },
     /// A range of an unmanaged domain is in use, reserved, or not mapped where it should be.
     #[error("IOVA range {range}: {reason}")]
     Range {

@@ -2,7 +2,8 @@
 
 use super::counters::{Account, Tally};
 use super::{
-    Domain, DomainError, Invalidation, Mapped, Placement, Translation, TranslationError, UnmapError,
+    Domain, DomainError, Invalidation, Mapped, Placement, Translation, TranslationError,
+    UnmapError, fits,
 };
 use crate::addr::{Attributes, Iova, IovaRange, PhysRange};
 use crate::iova::{IovaRequest, Terms};
@@ -106,7 +107,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         self.quarantine.as_ref().is_some_and(|quarantine| quarantine.waiting() != 0)
     }
 
-    /// Maps one piece of physical memory.
+    /// Maps one piece of physical memory, as long as its placement.
     ///
     /// # Errors
     /// [`DomainError`]; nothing is then mapped or taken.
@@ -122,15 +123,16 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         attrs: Attributes,
         fence: Option<Fence>,
     ) -> Result<Mapped, DomainError> {
+        fits::filled(place, core::iter::once(phys))?;
         self.check_reach(phys)?;
         // SAFETY: the caller's promise.
         unsafe { self.map_within(place, phys, attrs, fence, None) }
     }
 
-    /// [`map`](Self::map) of memory that is known to be in reach, counted.
+    /// [`map`](Self::map) of memory that is known to be in reach and to fill the placement, counted.
     ///
     /// # Safety
-    /// As [`map`](Self::map).
+    /// As [`map`](Self::map), and the memory is what is said of it.
     pub(crate) unsafe fn map_within(
         &self,
         place: &Placement,
@@ -193,13 +195,13 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         }
     }
 
-    /// Maps pieces one behind the other from the start of the placement on.
+    /// Maps pieces one behind the other, which together are as long as the placement.
     ///
     /// # Errors
     /// [`DomainError`]; nothing is then mapped or taken.
     ///
     /// # Safety
-    /// As [`map`](Self::map), for each piece. Together they are as long as the placement.
+    /// As [`map`](Self::map), for each piece. The iterator's clones give the same pieces.
     #[inline]
     pub unsafe fn map_list<I>(
         &self,
@@ -210,6 +212,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     where
         I: Iterator<Item = PhysRange> + Clone,
     {
+        fits::filled(place, pieces.clone())?;
         pieces.clone().try_for_each(|phys| self.check_reach(phys))?;
         let (range, lease) = self.lease(place, None)?;
         // SAFETY: the range was just leased; the rest is the caller's promise.
@@ -239,15 +242,14 @@ impl<P: Platform, T: Translation> Domain<P, T> {
         self.settle(range, lease, result.map(|()| Hint::NONE), account)
     }
 
-    /// Maps pieces at their offsets from the start of the placement. What lies between stays
-    /// unmapped.
+    /// Maps pieces at their offsets from the start of the placement: in order, without overlap, and
+    /// inside. What lies between stays unmapped.
     ///
     /// # Errors
     /// [`DomainError`]; nothing is then mapped or taken.
     ///
     /// # Safety
-    /// As [`map`](Self::map), for each piece. Offsets grow, and the pieces lie inside the placement
-    /// without overlap.
+    /// As [`map_list`](Self::map_list).
     pub unsafe fn map_pieces<I>(
         &self,
         place: &Placement,
@@ -257,6 +259,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     where
         I: Iterator<Item = (u64, PhysRange)> + Clone,
     {
+        fits::spread(place, pieces.clone())?;
         pieces.clone().try_for_each(|(_, phys)| self.check_reach(phys))?;
         // SAFETY: the caller's promise.
         unsafe { self.map_pieces_within(place, pieces, attrs, None) }
@@ -265,7 +268,7 @@ impl<P: Platform, T: Translation> Domain<P, T> {
     /// [`map_pieces`](Self::map_pieces) of memory that is known to be in reach, counted.
     ///
     /// # Safety
-    /// As [`map_pieces`](Self::map_pieces).
+    /// As [`map_pieces`](Self::map_pieces), and the pieces lie in the placement as it says there.
     pub(crate) unsafe fn map_pieces_within<I>(
         &self,
         place: &Placement,

@@ -15,6 +15,7 @@ mod attach;
 mod config;
 mod counters;
 mod error;
+mod fits;
 mod iommu;
 mod mapping;
 mod mirror;
