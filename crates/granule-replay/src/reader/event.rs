@@ -121,8 +121,8 @@ impl<'a> Fields<'a> {
     fn decimal(&self, key: &str) -> Option<u64> {
         let text = self.value(key)?;
         match text.strip_prefix("0x") {
-            Some(hex) => u64::from_str_radix(hex, 16).ok(),
-            None => text.parse().ok(),
+            Some(hex) => digits(hex, 16),
+            None => digits(text, 10),
         }
     }
 
@@ -147,12 +147,18 @@ impl<'a> Fields<'a> {
     /// The full number of `captured/full`; older kernels print one number.
     fn count(&self, key: &str) -> Option<u64> {
         let text = self.value(key)?;
-        text.rsplit('/').next()?.parse().ok()
+        digits(text.rsplit('/').next()?, 10)
     }
 }
 
 fn parse_hex(text: &str) -> Option<u64> {
-    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
+    digits(text.strip_prefix("0x").unwrap_or(text), 16)
+}
+
+/// A number that has no sign: the kernel prints none, and Rust would accept a `+`.
+fn digits(text: &str, radix: u32) -> Option<u64> {
+    let signed = text.starts_with('+');
+    u64::from_str_radix(text, radix).ok().filter(|_| !signed)
 }
 
 /// What became of an event's text.

@@ -57,6 +57,26 @@ fn events_are_read_and_the_rest_is_counted() {
 }
 
 #[test]
+fn a_number_with_a_sign_is_damage() {
+    let line = |iova, size| {
+        format!(
+            "  swapper/0-1  [000] .....  9.393148: map: IOMMU: iova={iova} - 0x0 paddr=0x1000 \
+             size={size}\n"
+        )
+    };
+    for (iova, size, damaged) in
+        [("0x1000", "4096", 0), ("0x+1000", "4096", 1), ("0x1000", "+4096", 1)]
+    {
+        let (events, reader) = read(line(iova, size).into());
+        assert_eq!(
+            (events.len() as u64, reader.stats().damaged),
+            (1 - damaged, damaged),
+            "{iova} {size}"
+        );
+    }
+}
+
+#[test]
 fn packed_text_is_the_same_text() {
     let plain = read(GOOD.into()).0;
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

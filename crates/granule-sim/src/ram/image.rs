@@ -130,11 +130,13 @@ impl Image {
         let Some((path, text)) = spec.rsplit_once('@') else {
             return Self::open(Path::new(spec), PhysAddr::new(0));
         };
-        let base = match text.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16),
-            None => text.parse(),
+        let (digits, radix) = match text.strip_prefix("0x") {
+            Some(digits) => (digits, 16),
+            None => (text, 10),
         };
-        let base = base.map_err(|_| ImageError::Base { text: text.into() })?;
+        // Rust's numbers may have a sign.
+        let base = u64::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with('+'));
+        let base = base.ok_or_else(|| ImageError::Base { text: text.into() })?;
         Self::open(Path::new(path), PhysAddr::new(base))
     }
 
@@ -252,8 +254,10 @@ mod tests {
         assert_eq!(image.read_u64(PhysAddr::new(0x1000)), Some(0x0707_0707_0707_0707));
         assert_eq!(image.read_u64(PhysAddr::new(0x1008)), None);
         assert_eq!(image.range(), Some(range(0x1000, 13)));
-        let wrong = format!("{}@here", path.display());
-        assert!(matches!(Image::open_spec(&wrong), Err(ImageError::Base { .. })));
+        for wrong in ["here", "", "0x", "+5", "0x+5"] {
+            let spec = format!("{}@{wrong}", path.display());
+            assert!(matches!(Image::open_spec(&spec), Err(ImageError::Base { .. })), "{spec}");
+        }
         assert!(Image::open_spec("/nowhere/at/all").is_err());
     }
 }
