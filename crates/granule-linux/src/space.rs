@@ -10,7 +10,7 @@ use std::sync::Arc;
 use granule::addr::{Access, Attributes, Granule, Iova, IovaRange, PageSizes, PhysAddr, PhysRange};
 use granule::domain::{
     Attached, Geometry, Invalidation, MappingRecord, RecordedMapping, Stream, Translation,
-    TranslationError, UnitError, UnitReport,
+    TranslationError, UnitError, UnitReport, map_joined,
 };
 use granule::mem::Platform;
 use granule::table::{Hint, Resolved, TableError, Unmapped};
@@ -257,21 +257,6 @@ fn no_mapping(limit: Option<u64>) -> String {
     )
 }
 
-/// Joins pieces that adjoin: one mapping for all of them.
-fn runs<I: Iterator<Item = PhysRange>>(pieces: I) -> impl Iterator<Item = PhysRange> {
-    let mut pieces = pieces.peekable();
-    std::iter::from_fn(move || {
-        let mut run = pieces.next()?;
-        while let Some(next) = pieces.next_if(|next| run.is_followed_by(next)) {
-            match run.len().checked_add(next.len()).map(|len| PhysRange::new(run.start(), len)) {
-                Some(Ok(longer)) => run = longer,
-                _ => break,
-            }
-        }
-        Some(run)
-    })
-}
-
 // SAFETY: the kernel maps the pages behind an address of this process and keeps them pinned; when its
 // unmap has returned, it has invalidated the IOMMU's caches. A failed map is nothing to it, and of a
 // failed list what was mapped before is ended. What could not be ended stays recorded, and `unmap`
@@ -302,23 +287,13 @@ unsafe impl Translation for AddressSpace {
     where
         I: Iterator<Item = PhysRange> + Clone,
     {
-        let mut state = self.state.lock();
-        let mut at = iova;
-        for run in runs(pieces) {
-            // SAFETY: the caller's promise.
-            let done = unsafe { self.map_one(&mut state, at, run, attrs) };
-            let next = at.checked_add(run.len());
-            if let Err(error) = done {
-                let written = at.offset_from(iova).and_then(|len| IovaRange::new(iova, len).ok());
-                if let Some(range) = written {
-                    // What cannot be ended stays recorded for the caller's unmap, which then fails.
-                    let _ = self.unmap_in(&mut state, range);
-                }
-                return Err(error);
-            }
-            at = next.unwrap_or(at);
-        }
-        Ok(())
+        let state = &mut *self.state.lock();
+        // SAFETY: the caller's promise.
+        let map = |state: &mut State, at, run| unsafe { self.map_one(state, at, run, attrs) };
+        map_joined(state, iova, pieces, map, |state, before| {
+            // What cannot be ended stays recorded for the caller's unmap, which then fails.
+            let _ = self.unmap_in(state, before);
+        })
     }
 
     unsafe fn unmap(&self, range: IovaRange, _hint: Hint) -> Result<Unmapped, TranslationError> {

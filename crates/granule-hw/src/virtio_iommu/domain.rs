@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use granule::addr::{Attributes, Granule, Iova, IovaRange, PhysAddr, PhysRange};
 use granule::domain::{
     Attached, Geometry, Invalidation, MappingRecord, RecordedMapping, Stream, StreamId,
-    Translation, TranslationError, UnitError, UnitReport,
+    Translation, TranslationError, UnitError, UnitReport, map_joined,
 };
 use granule::mem::{FrameError, Platform};
 use granule::table::{Hint, Resolved, TableError, Unmapped};
@@ -228,21 +228,6 @@ const NOENT: u32 = spec::NOENT as u32;
 /// What DETACH answers for an endpoint that is not in the domain.
 const INVAL: u32 = spec::INVAL as u32;
 
-/// Joins pieces that adjoin physically: one request for all of them.
-fn runs<I: Iterator<Item = PhysRange>>(pieces: I) -> impl Iterator<Item = PhysRange> {
-    let mut pieces = pieces.peekable();
-    core::iter::from_fn(move || {
-        let mut run = pieces.next()?;
-        while let Some(next) = pieces.next_if(|next| run.is_followed_by(next)) {
-            match run.len().checked_add(next.len()).map(|len| PhysRange::new(run.start(), len)) {
-                Some(Ok(longer)) => run = longer,
-                _ => break,
-            }
-        }
-        Some(run)
-    })
-}
-
 // SAFETY: the device maps what a MAP says until it has answered the UNMAP, and every UNMAP is waited
 // for; after one that was not answered `invalidate` fails until the device was reset. A failed map,
 // list or attachment is taken back; where the device does not answer that either, `invalidate` fails
@@ -271,26 +256,13 @@ unsafe impl<P: Platform, T: VirtioTransport> Translation for VirtioDomain<P, T> 
     where
         I: Iterator<Item = PhysRange> + Clone,
     {
-        let mut state = self.state.lock();
-        let mut at = iova;
-        for run in runs(pieces) {
-            let next = at.checked_add(run.len());
-            let done = match next {
-                Some(_) => self.map_one(&mut state, at, run, attrs),
-                None => self.check_range(at, run.len()).map(|_| ()).map_err(Into::into),
-            };
-            if let Err(error) = done {
-                let written = at.offset_from(iova).and_then(|len| IovaRange::new(iova, len).ok());
-                if let Some(range) = written {
-                    // If this fails, the record still has it for the caller's unmap, or the device
-                    // is stuck and `invalidate` says so.
-                    let _ = self.unmap_in(&mut state, range);
-                }
-                return Err(error);
-            }
-            at = next.unwrap_or(at);
-        }
-        Ok(())
+        let state = &mut *self.state.lock();
+        let map = |state: &mut State, at, run| self.map_one(state, at, run, attrs);
+        map_joined(state, iova, pieces, map, |state, before| {
+            // If this fails, the record still has it for the caller's unmap, or the device is stuck and
+            // `invalidate` says so.
+            let _ = self.unmap_in(state, before);
+        })
     }
 
     unsafe fn unmap(&self, range: IovaRange, _hint: Hint) -> Result<Unmapped, TranslationError> {

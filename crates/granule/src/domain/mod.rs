@@ -17,6 +17,7 @@ mod counters;
 mod error;
 mod fits;
 mod iommu;
+mod joined;
 mod mapping;
 mod mirror;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use config::{DomainConfig, InvalidationPolicy, Reserved, ReservedUse};
 pub use counters::{Footprint, Stats};
 pub use error::{DomainError, TranslationError};
 pub use iommu::{Blocked, Iommu};
+pub use joined::map_joined;
 pub use mirror::Mirror;
 pub use paged::Paged;
 pub use record::{MappingRecord, RecordedMapping};
