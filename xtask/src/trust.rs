@@ -14,7 +14,7 @@ struct Row {
     package: &'static str,
     /// The test binary; the package's own tests if empty.
     test: &'static str,
-    /// The test, or the beginning of the names of several.
+    /// The test, or the beginning of the names of several; all if empty.
     filter: &'static str,
     minutes: u32,
     hours: u32,
@@ -54,6 +54,14 @@ const ROWS: &[Row] = &[
         filter: "a_device_reaches",
         minutes: 600,
         hours: 30_000,
+    },
+    Row {
+        name: "devices",
+        package: "granule-checks",
+        test: "devices",
+        filter: "",
+        minutes: 1000,
+        hours: 100_000,
     },
     Row {
         name: "threads",

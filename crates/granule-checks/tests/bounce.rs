@@ -207,6 +207,47 @@ fn memory_that_the_iommu_cannot_name() {
     }
 }
 
+/// A device on the bus that reaches the first half of RAM, `off` bytes beside a round address.
+fn beside(off: u64) -> (Board, Device) {
+    let (bus, half) = (0x3000_0000 + off, RAM_LEN / 2);
+    let wiring = Wiring::Direct { window: dma_range(bus, half), phys: PhysAddr::new(RAM) };
+    let board = Board::build(Board::parts().device(SimSpec::new("bus", wiring)));
+    let window = BusWindow::new(DmaAddr::new(bus), PhysAddr::new(RAM), half).expect("legal");
+    let spec = DeviceSpec::new("bus").min_align_mask(0xfff).boundary(0x1_0000);
+    let device = Device::direct(board.platform(), spec, &[window], Some(board.low_pool()));
+    (board, device.expect("legal"))
+}
+
+/// A slot is chosen where the device sees what it asked for: its low bits, and no boundary inside. Many
+/// slots are taken, so that there are few places that would do by chance.
+#[test]
+fn bits_are_kept_and_boundaries_respected_together() {
+    for off in [0, 0x1000, 0x5800, 0xf040] {
+        let (board, device) = beside(off);
+        let mut held = Vec::new();
+        let lens = [0x4000, 0x886e, 0xb8, 0x59ad, 1, 0xf78f, 0x7790, 0x7791, 0x1001];
+        for (round, len) in lens.into_iter().cycle().take(40).enumerate() {
+            let mut buffer = Buf::within(&board.machine, Board::high(), 0x870, len);
+            buffer.fill(&[round as u8]);
+            let mapping = device.map_list(ScatterList::new([buffer]), BOTH);
+            let mapping = mapping.unwrap_or_else(|refused| panic!("{off:#x}, {len:#x}: {refused}"));
+            let segment = mapping.segments()[0];
+            let (first, last) = (segment.address.raw(), segment.address.raw() + len - 1);
+            assert_eq!((mapping.bounced(), first & 0xfff), (1, 0x870), "{off:#x}, {len:#x}");
+            assert_eq!(first >> 16, last >> 16, "{off:#x}, {len:#x}: {first:#x} to {last:#x}");
+            assert_eq!(board.read("bus", segment.address, 1), Some(vec![round as u8]));
+            held.push(mapping);
+        }
+        // From 0x870 on there is no room for one byte more.
+        let buffer = Buf::within(&board.machine, Board::high(), 0x870, 0xf791);
+        let refused = device.map_list(ScatterList::new([buffer]), BOTH).expect_err("no place");
+        let DmaError::Boundary { index, len, boundary, .. } = refused.error else {
+            panic!("{}", refused.error)
+        };
+        assert_eq!((index, len, boundary), (0, 0xf791, 0x1_0000));
+    }
+}
+
 #[test]
 fn several_windows_with_offsets() {
     // The bus shows the second half of RAM at 0x1000_0000 and the first at 0x8000_0000.

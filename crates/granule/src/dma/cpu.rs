@@ -74,7 +74,8 @@ impl<'m> CpuAccess<'m> {
     /// Copies bytes in, at `offset` bytes into the part.
     ///
     /// # Errors
-    /// [`DmaError::OutOfBounds`] if they do not fit; nothing is then copied.
+    /// [`DmaError::OutOfBounds`] if they do not fit, [`DmaError::ReadOnly`] if the buffer is lent to be
+    /// read; nothing is then copied.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DmaError> {
         if !self.direction.device_writes() {
             return Err(DmaError::ReadOnly { device: self.device.name().into() });

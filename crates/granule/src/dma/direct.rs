@@ -72,10 +72,14 @@ impl<P: Platform> Direct<P> {
     }
 
     /// Where a slot must lie: in the part of a window that the mask reaches.
-    fn shapes(&self, align: u64) -> impl Iterator<Item = SlotShape> + '_ {
+    fn shapes(&self, boundary: u64) -> impl Iterator<Item = SlotShape> + '_ {
         let reach = self.reach(self.core.spec.mask);
-        reach.map(move |(window, _)| SlotShape {
+        let spec = &self.core.spec;
+        let align = if spec.snoops { 1 } else { self.core.platform.cache_line() as u64 };
+        reach.map(move |(window, bus)| SlotShape {
             align,
+            boundary,
+            shift: bus.raw().wrapping_sub(window.start().raw()),
             whole: false,
             window: Some(window),
             clean: false,
@@ -88,18 +92,13 @@ impl<P: Platform> Direct<P> {
         &self,
         memory: Memory<'_>,
         len: u64,
-        align: u64,
+        boundary: u64,
         reason: BounceReason,
         flags: MapFlags,
     ) -> Result<(RawBounceSlot, DmaAddr), DmaError> {
         // Built only if it is returned: a map that succeeds allocates nothing.
         let mut refused = None;
-        let align = if self.core.spec.snoops {
-            align
-        } else {
-            align.max(self.core.platform.cache_line() as u64)
-        };
-        for shape in self.shapes(align) {
+        for shape in self.shapes(boundary) {
             match self.core.bounce(memory, len, &shape, reason, flags) {
                 Ok(slot) => {
                     let raw = slot.into_raw();
@@ -144,14 +143,6 @@ impl<P: Platform> Direct<P> {
                 max: spec.max_segment,
             });
         }
-        if spec.boundary != 0 && len > spec.boundary {
-            return Err(DmaError::Boundary {
-                device: self.device(),
-                index,
-                len,
-                boundary: spec.boundary,
-            });
-        }
         let memory = Memory::One(*piece);
         let reason = match self.usable(piece, direction) {
             Ok(dma) if !crosses(dma.raw(), len, spec.boundary) => {
@@ -161,14 +152,8 @@ impl<P: Platform> Direct<P> {
             Ok(_) => BounceReason::Boundary,
             Err(reason) => reason,
         };
-        // Aligned to its own size a slot crosses no boundary that is at least as large, unless low
-        // address bits are kept.
-        let align =
-            if spec.boundary == 0 { 1 } else { len.checked_next_power_of_two().unwrap_or(1) };
-        let (slot, dma) = self.bounce(memory, len, align, reason, flags)?;
-        if crosses(dma.raw(), len, spec.boundary) {
-            // SAFETY: no device was told of the slot.
-            unsafe { self.core.release(slot) };
+        // A slot begins no earlier behind a boundary than the bits that it keeps say.
+        if crosses(self.core.kept_bits(memory), len, spec.boundary) {
             return Err(DmaError::Boundary {
                 device: self.device(),
                 index,
@@ -176,6 +161,7 @@ impl<P: Platform> Direct<P> {
                 boundary: spec.boundary,
             });
         }
+        let (slot, dma) = self.bounce(memory, len, spec.boundary, reason, flags)?;
         Ok((Some(slot), dma))
     }
 
@@ -282,7 +268,7 @@ impl<P: Platform> Ops for Direct<P> {
                 (None, dma)
             }
             Err(reason) => {
-                let (slot, dma) = self.bounce(memory, len, 1, reason, flags)?;
+                let (slot, dma) = self.bounce(memory, len, 0, reason, flags)?;
                 (Some(slot), dma)
             }
         };

@@ -25,6 +25,11 @@ pub(crate) struct RouteCore<P: Platform> {
 pub(crate) struct SlotShape {
     /// The alignment in bytes.
     pub align: u64,
+    /// A power of two that the device must not see the data cross a multiple of, or 0.
+    pub boundary: u64,
+    /// What is added to a physical address to get the device's, wrapping; 0 where an IOMMU is free to
+    /// place the slot.
+    pub shift: u64,
     /// Whether the slot is whole multiples of the alignment.
     pub whole: bool,
     /// Where the device reaches it.
@@ -84,11 +89,13 @@ impl<P: Platform> RouteCore<P> {
         let Some(pool) = &self.pool else {
             return Err(DmaError::NoBounce { device: device(), reason });
         };
+        let kept = self.kept_bits(memory);
+        let room = room(kept, len, shape.boundary);
         let request = BounceRequest {
             len,
             align: shape.align,
-            keep: self.spec.min_align_mask,
-            orig: self.original_address(memory),
+            keep: self.spec.min_align_mask | room.saturating_sub(1),
+            orig: kept.wrapping_sub(shape.shift),
             whole_granules: shape.whole,
             window: shape.window,
         };
@@ -105,6 +112,11 @@ impl<P: Platform> RouteCore<P> {
             self.platform.sync_for_device(slot.outer(), Direction::Bidirectional);
         }
         Ok(slot)
+    }
+
+    /// The low bits of the address that the device must see in its own.
+    pub(crate) fn kept_bits(&self, memory: Memory<'_>) -> u64 {
+        self.original_address(memory) & self.spec.min_align_mask
     }
 
     /// The address whose low bits a bounce slot keeps.
@@ -254,6 +266,17 @@ impl<P: Platform> RouteCore<P> {
         };
         self.pool.as_ref().map_or(0, |pool| pool.max_len(&request))
     }
+}
+
+/// Data that begins `kept` bytes into so many, aligned, does not cross a multiple of `boundary`: the
+/// smallest such power of two, at most the boundary; 0 without one.
+fn room(kept: u64, len: u64, boundary: u64) -> u64 {
+    if boundary == 0 {
+        return 0;
+    }
+    let inside = kept & (boundary - 1);
+    let least = inside.checked_add(len).and_then(u64::checked_next_power_of_two);
+    least.map_or(boundary, |least| least.min(boundary))
 }
 
 /// A route that has such a core.

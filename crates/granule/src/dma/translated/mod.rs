@@ -83,7 +83,8 @@ impl<P: Platform, T: Translation> Translated<P, T> {
         let output = self.domain.geometry().output;
         // Any device of the domain reaches the slot, and one that is not trusted may join later.
         let align = self.domain.granule().size();
-        SlotShape { align, whole: true, window: Some(output), clean: true }
+        let window = Some(output);
+        SlotShape { align, boundary: 0, shift: 0, whole: true, window, clean: true }
     }
 
     #[inline]
