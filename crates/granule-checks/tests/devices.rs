@@ -20,16 +20,17 @@ fn limits() -> impl Strategy<Value = Limits> {
     let max_segment = select(vec![u64::MAX, u64::MAX, 0x1_0000, 0x8001]);
     let align_mask = select(vec![0u64, 0, 0x3f, 0x1ff, 0xfff]);
     let window = select(vec![0u8, 0, 0, 1, 2, 3]);
-    let trusted = prop::bool::weighted(0.6);
-    (bits, coherent_bits, boundary, max_segment, align_mask, window, trusted).prop_map(
-        |(bits, coherent_bits, boundary, max_segment, align_mask, window, trusted)| Limits {
+    let flags = (prop::bool::weighted(0.6), prop::bool::weighted(0.7));
+    (bits, coherent_bits, boundary, max_segment, align_mask, window, flags).prop_map(
+        |(bits, coherent_bits, boundary, max_segment, align_mask, window, flags)| Limits {
             bits,
             coherent_bits,
             boundary,
             max_segment,
             align_mask,
             window,
-            trusted,
+            trusted: flags.0,
+            snoops: flags.1,
         },
     )
 }

@@ -4,6 +4,7 @@ use granule::addr::{Direction, DmaAddr, PhysRange};
 use granule::dma::{
     Coherent, Device, DmaError, ListMapping, MapFlags, Mapping, Reservation, ScatterList,
 };
+use granule::mem::Platform as _;
 use granule_checks::{Board, Buf, phys_range};
 
 use super::live::{Hold, Live, noise};
@@ -89,8 +90,7 @@ impl World<'_> {
         let kept = (mapping.address().raw() ^ range.start().raw()) & limits.align_mask;
         assert_eq!(kept, 0, "address bits are kept");
         if self.translated() {
-            let bounced = !self.all_trusted() && !self.fills(&range);
-            assert_eq!(mapping.is_bounced(), bounced);
+            assert_ne!(mapping.is_bounced(), self.in_place(index, &range, direction));
         }
         let memory = if mapping.is_bounced() { Vec::new() } else { vec![range] };
         let bounced = mapping.is_bounced();
@@ -102,8 +102,14 @@ impl World<'_> {
         self.enter(live);
     }
 
-    fn fills(&self, range: &PhysRange) -> bool {
-        range.is_aligned(self.case.kind.granule())
+    /// Whether an IOMMU maps memory where it lies: nobody sees what must not be seen beside it, and no
+    /// cache line of it holds bytes that the CPU may write back over the device's.
+    fn in_place(&self, index: usize, range: &PhysRange, direction: Direction) -> bool {
+        let line = self.board.platform().cache_line() as u64;
+        let shares_line = (range.start().raw() | range.len()) & (line - 1) != 0;
+        let deaf = !self.case.devices[index].snoops;
+        let overwritten = deaf && shares_line && direction.device_writes();
+        !overwritten && (self.all_trusted() || range.is_aligned(self.case.kind.granule()))
     }
 
     /// Around a bounced buffer the device finds zeroes, up to the granules' ends.
@@ -142,7 +148,7 @@ impl World<'_> {
         let (range, all) = (buffer.range(), buffer.bytes());
         let entries: Vec<PhysRange> =
             parts.iter().map(|(at, len)| range.slice(*at, *len).expect("inside")).collect();
-        let fate = self.fate(index, &entries);
+        let fate = self.fate(index, &entries, direction);
         let list = ScatterList::new([buffer.in_parts(&parts)]);
         let mapping = match ListMapping::new(device, list, direction, flags) {
             Ok(mapping) => mapping,
@@ -157,7 +163,7 @@ impl World<'_> {
         self.check_segments(index, &entries, &segments);
         let bytes_of = |(at, len): &(u64, u64)| all[*at as usize..(at + len) as usize].to_vec();
         let bytes = parts.iter().flat_map(bytes_of).collect();
-        let seen = |entry: &&PhysRange| self.all_trusted() || self.fills(entry);
+        let seen = |entry: &&PhysRange| self.in_place(index, entry, direction);
         let memory = entries.iter().filter(seen).copied().collect();
         let hold = Hold::List(mapping, parts, all);
         self.enter(Live { hold, device: NAMES[index], segments, bytes, direction, memory });
@@ -189,7 +195,7 @@ impl World<'_> {
     }
 
     /// What must come of a list.
-    fn fate(&self, index: usize, entries: &[PhysRange]) -> Fate {
+    fn fate(&self, index: usize, entries: &[PhysRange], direction: Direction) -> Fate {
         let limits = &self.case.devices[index];
         let granule = self.case.kind.granule();
         for (number, entry) in entries.iter().enumerate() {
@@ -199,9 +205,9 @@ impl World<'_> {
             }
             // What an IOMMU maps as it is lies as far into its granule as its memory; what is bounced
             // keeps the bits that the device wants kept. On the bus everything can be bounced.
-            let in_place = self.translated() && self.all_trusted();
+            let in_place = self.translated() && self.in_place(index, entry, direction);
             let kept = if in_place { granule.mask() } else { limits.align_mask };
-            let inside = if self.fills(entry) { 0 } else { at & kept & granule.mask() };
+            let inside = at & kept & granule.mask();
             let period = limits.boundary.max(granule.size());
             let mut starts = (0..period / granule.size()).map(|n| n * granule.size() + inside);
             let fits = |start: u64| {

@@ -42,6 +42,7 @@ pub(crate) struct Limits {
     pub(crate) align_mask: u64,
     pub(crate) window: u8,
     pub(crate) trusted: bool,
+    pub(crate) snoops: bool,
 }
 
 /// One step of a program; what the numbers mean depends on what there is.
@@ -120,6 +121,7 @@ impl Limits {
         spec.window = self.window(kind);
         // On the bus everybody is trusted.
         spec.trusted = self.trusted || kind == Kind::Direct;
+        spec.snoops = self.snoops;
         spec
     }
 
@@ -132,7 +134,8 @@ impl Limits {
         };
         let address_bits = self.bits(kind).max(self.coherent_bits(kind));
         let window = self.window(kind);
-        SimSpec { address_bits, window, ..SimSpec::new(NAMES[index], wiring) }
+        let snoops = self.snoops;
+        SimSpec { address_bits, snoops, window, ..SimSpec::new(NAMES[index], wiring) }
     }
 }
 
