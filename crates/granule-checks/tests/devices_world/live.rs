@@ -2,6 +2,7 @@
 
 use granule::addr::{Access, Direction, DmaAddr, Granule, PhysRange};
 use granule::dma::{Coherent, Device, ListMapping, Mapping, Reservation};
+use granule::share::Shared;
 use granule_checks::{Board, Buf};
 use granule_sim::hostile::Allowed;
 
@@ -14,6 +15,7 @@ pub(super) enum Hold {
     List(ListMapping<Device, Buf>, Vec<(u64, u64)>, Vec<u8>),
     Linked(Reservation<Device, Buf>),
     Coherent(Coherent<Device>),
+    Shared(Shared),
 }
 
 /// A mapping: where the device finds it, and the bytes that are there.
@@ -21,6 +23,8 @@ pub(super) struct Live {
     pub(super) hold: Hold,
     pub(super) device: &'static str,
     pub(super) segments: Vec<(DmaAddr, u64)>,
+    /// Where the other device finds it, if it does.
+    pub(super) elsewhere: Option<(DmaAddr, u64)>,
     pub(super) bytes: Vec<u8>,
     pub(super) direction: Direction,
     /// The memory that the device reaches where it lies.
@@ -37,7 +41,7 @@ impl Live {
     /// First and last address of each segment.
     pub(super) fn spans(&self) -> impl Iterator<Item = (DmaAddr, DmaAddr)> + '_ {
         let last = |at: DmaAddr, len: u64| DmaAddr::new(at.raw() + len - 1);
-        self.segments.iter().map(move |(at, len)| (*at, last(*at, *len)))
+        self.segments.iter().chain(&self.elsewhere).map(move |(at, len)| (*at, last(*at, *len)))
     }
 
     /// What the device may reach: the memory, and what lies beside it in pieces of `around` bytes.
@@ -113,6 +117,15 @@ impl Live {
             Hold::List(mapping, parts, _) => {
                 return Self::cpu_looks_at_entries(mapping, parts, &self.bytes);
             }
+            Hold::Shared(shared) => {
+                let (offset, len) = (start as u64, len as u64);
+                shared.sync_for_cpu(offset, len).expect("inside");
+                shared.read(offset, &mut seen).expect("inside");
+                if let Some(new) = &new {
+                    shared.write(offset, new).expect("inside");
+                    shared.sync_for_device(offset, len).expect("inside");
+                }
+            }
             Hold::Linked(_) => return,
         }
         assert_eq!(seen, self.bytes[place.clone()]);
@@ -166,6 +179,7 @@ impl Live {
                 assert!(seen == bytes);
             }
             Hold::Coherent(memory) => memory.free().expect("freed"),
+            Hold::Shared(shared) => shared.free().expect("freed"),
         }
     }
 }

@@ -1,14 +1,15 @@
 //! New mappings, and what must be true of each at once.
 
-use granule::addr::{Direction, DmaAddr, PhysRange};
+use granule::addr::{Access, Direction, DmaAddr, PhysRange};
 use granule::dma::{
     Coherent, Device, DmaError, ListMapping, MapFlags, Mapping, Reservation, ScatterList,
 };
 use granule::mem::Platform as _;
+use granule::share::Plan;
 use granule_checks::{Board, Buf, phys_range};
 
 use super::live::{Hold, Live, noise};
-use super::{NAMES, Step, World};
+use super::{Limits, NAMES, Step, World};
 
 const DIRECTIONS: [Direction; 3] =
     [Direction::ToDevice, Direction::FromDevice, Direction::Bidirectional];
@@ -95,7 +96,15 @@ impl World<'_> {
         let memory = if mapping.is_bounced() { Vec::new() } else { vec![range] };
         let bounced = mapping.is_bounced();
         let device = NAMES[index];
-        let live = Live { hold: Hold::One(mapping), device, segments, bytes, direction, memory };
+        let live = Live {
+            hold: Hold::One(mapping),
+            device,
+            segments,
+            elsewhere: None,
+            bytes,
+            direction,
+            memory,
+        };
         if bounced && self.translated() && direction != Direction::FromDevice {
             self.check_padding(&live);
         }
@@ -166,7 +175,15 @@ impl World<'_> {
         let seen = |entry: &&PhysRange| self.in_place(index, entry, direction);
         let memory = entries.iter().filter(seen).copied().collect();
         let hold = Hold::List(mapping, parts, all);
-        self.enter(Live { hold, device: NAMES[index], segments, bytes, direction, memory });
+        self.enter(Live {
+            hold,
+            device: NAMES[index],
+            segments,
+            elsewhere: None,
+            bytes,
+            direction,
+            memory,
+        });
     }
 
     fn check_segments(&self, index: usize, entries: &[PhysRange], segments: &[(DmaAddr, u64)]) {
@@ -250,11 +267,78 @@ impl World<'_> {
         let blocks = memory.scatter_list().to_vec();
         let (bytes, direction) = (vec![0; len as usize], Direction::Bidirectional);
         let hold = Hold::Coherent(memory);
-        let mut live =
-            Live { hold, device: NAMES[index], segments, bytes, direction, memory: blocks };
+        let mut live = Live {
+            hold,
+            device: NAMES[index],
+            segments,
+            elsewhere: None,
+            bytes,
+            direction,
+            memory: blocks,
+        };
         // It is zeroed.
         live.device_moves(self.board, self.translated(), Step { seed: 0, ..step });
         self.enter(live);
+    }
+
+    /// One buffer for both devices.
+    pub(super) fn share(&mut self, step: Step) {
+        let len = 1 + u64::from(step.seed) % (3 * self.case.kind.granule().size());
+        let same = step.shape & 7 == 0;
+        let plan = Plan::new(len)
+            .device(self.device(0), Access::all())
+            .device(self.device(1), Access::all())
+            .guard(step.shape & 8 != 0)
+            .same_address(same);
+        let limits = &self.case.devices;
+        let too_long =
+            |one: &Limits| len > one.max_segment || one.boundary != 0 && len > one.boundary;
+        let too_long = limits.iter().any(too_long);
+        let shared = match plan.solve().and_then(|solved| solved.allocate()) {
+            Ok(shared) => shared,
+            Err(_) if too_long => return,
+            // Their windows may have nothing in common.
+            Err(_) if same => return,
+            Err(error) => panic!("{:?}: {error}", self.case),
+        };
+        assert!(!too_long, "no device could describe it");
+        let places: Vec<_> = [0, 1]
+            .map(|index| shared.range_of(self.device(index)).expect("planned").address())
+            .into_iter()
+            .map(|at| (at, len))
+            .collect();
+        for (index, place) in places.iter().enumerate() {
+            let bits = self.case.devices[index].coherent_bits(self.case.kind);
+            self.check_emitted(index, bits, &[*place]);
+            let sides = [place.0.raw(), place.0.raw() + len - 1];
+            let sides = sides.map(|side| side.checked_div(limits[index].boundary));
+            assert_eq!(sides[0], sides[1], "{place:x?} crosses");
+        }
+        assert!(!same || places[0] == places[1]);
+        let bytes = noise(step.seed, len as usize);
+        shared.write(0, &bytes).expect("inside");
+        for index in [0, 1, 0] {
+            shared.sync_for_device(0, len).expect("inside");
+            let (other, new) = (index ^ 1, noise(step.seed ^ 1, len as usize));
+            let seen = self.board.read(NAMES[index], places[index].0, len as usize);
+            assert!(seen == Some(bytes.clone()), "{} sees it", NAMES[index]);
+            assert!(self.board.write(NAMES[index], places[index].0, &new));
+            shared.sync_for_cpu(0, len).expect("inside");
+            let seen = self.board.read(NAMES[other], places[other].0, len as usize);
+            assert!(seen == Some(new), "{} sees what {} wrote", NAMES[other], NAMES[index]);
+            shared.write(0, &bytes).expect("inside");
+        }
+        shared.sync_for_device(0, len).expect("inside");
+        let memory = shared.blocks().to_vec();
+        self.enter(Live {
+            hold: Hold::Shared(shared),
+            device: NAMES[0],
+            segments: vec![places[0]],
+            elsewhere: Some(places[1]),
+            bytes,
+            direction: Direction::Bidirectional,
+            memory,
+        });
     }
 
     /// Whole granules one behind the other.
@@ -285,6 +369,14 @@ impl World<'_> {
         let segments = vec![(address, total)];
         self.check_emitted(index, self.case.devices[index].bits(self.case.kind), &segments);
         let hold = Hold::Linked(reserved);
-        self.enter(Live { hold, device: NAMES[index], segments, bytes, direction, memory });
+        self.enter(Live {
+            hold,
+            device: NAMES[index],
+            segments,
+            elsewhere: None,
+            bytes,
+            direction,
+            memory,
+        });
     }
 }

@@ -171,7 +171,8 @@ impl<'a> World<'a> {
         match step.kind % 16 {
             0..=3 => self.map_one(step),
             4..=6 => self.map_list(step),
-            7 => self.allocate(step),
+            7 if step.shape & 0x100 == 0 => self.allocate(step),
+            7 => self.share(step),
             8 => self.reserve(step),
             9 | 10 => self.device_moves(step),
             11 | 12 => self.cpu_looks(step),
@@ -276,7 +277,7 @@ impl<'a> World<'a> {
 }
 
 fn board(case: &Case) -> Board {
-    let mut parts = Machine::builder().ram(phys_range(RAM, RAM_LEN));
+    let mut parts = Machine::builder().ram(phys_range(RAM, RAM_LEN)).evict_one_in(20);
     if let Some(iommu) = case.kind.iommu() {
         parts = parts.iommu(iommu);
     }
