@@ -248,6 +248,27 @@ fn bits_are_kept_and_boundaries_respected_together() {
     }
 }
 
+/// The bus shows the same memory twice, and only one of the two puts the pool at a boundary.
+#[test]
+fn a_slot_is_seen_through_the_window_that_it_was_chosen_for() {
+    let board = Board::usual();
+    let half = RAM_LEN / 2;
+    let window = |bus| BusWindow::new(DmaAddr::new(bus), PhysAddr::new(RAM), half).expect("legal");
+    let config = BounceConfig {
+        align: Granule::K64,
+        window: Some(phys_range(RAM, half)),
+        ..BounceConfig::new(0x1_0000)
+    };
+    let pool = BouncePool::new(board.platform(), config).expect("free memory").into();
+    let spec = DeviceSpec::new("bus").boundary(0x1_0000);
+    let windows = [window(0x1000_0800), window(0x3000_0000)];
+    let device = Device::direct(board.platform(), spec, &windows, Some(pool)).expect("legal");
+    let high = Buf::within(&board.machine, Board::high(), 0, 0x1_0000);
+    let mapping = device.map_list(ScatterList::new([high]), BOTH).expect("bounced");
+    let address = mapping.segments()[0].address.raw();
+    assert!(address >= 0x3000_0000 && address & 0xffff == 0, "{address:#x}");
+}
+
 #[test]
 fn several_windows_with_offsets() {
     // The bus shows the second half of RAM at 0x1000_0000 and the first at 0x8000_0000.
