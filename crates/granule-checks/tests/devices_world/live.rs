@@ -23,8 +23,6 @@ pub(super) struct Live {
     pub(super) hold: Hold,
     pub(super) device: &'static str,
     pub(super) segments: Vec<(DmaAddr, u64)>,
-    /// Where the other device finds it, if it does.
-    pub(super) elsewhere: Option<(DmaAddr, u64)>,
     pub(super) bytes: Vec<u8>,
     pub(super) direction: Direction,
     /// The memory that the device reaches where it lies.
@@ -37,11 +35,19 @@ pub(super) fn noise(seed: u32, len: usize) -> Vec<u8> {
     (0..len).map(|_| rng.u8(1..)).collect()
 }
 
+/// The last of `len` addresses.
+pub(super) fn last(at: DmaAddr, len: u64) -> DmaAddr {
+    DmaAddr::new(at.raw() + len - 1)
+}
+
 impl Live {
-    /// First and last address of each segment.
-    pub(super) fn spans(&self) -> impl Iterator<Item = (DmaAddr, DmaAddr)> + '_ {
-        let last = |at: DmaAddr, len: u64| DmaAddr::new(at.raw() + len - 1);
-        self.segments.iter().chain(&self.elsewhere).map(move |(at, len)| (*at, last(*at, *len)))
+    /// First and last address of each segment, and of what other devices have of it.
+    pub(super) fn spans(&self) -> Vec<(DmaAddr, DmaAddr)> {
+        let places = match &self.hold {
+            Hold::Shared(shared) => shared.ranges().map(|one| (one.address(), one.len())).collect(),
+            _ => self.segments.clone(),
+        };
+        places.into_iter().map(|(at, len)| (at, last(at, len))).collect()
     }
 
     /// What the device may reach: the memory, and what lies beside it in pieces of `around` bytes.

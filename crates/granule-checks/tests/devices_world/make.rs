@@ -6,9 +6,9 @@ use granule::dma::{
 };
 use granule::mem::Platform as _;
 use granule::share::Plan;
-use granule_checks::{Board, Buf, phys_range};
+use granule_checks::{Board, Buf, dma_range, phys_range};
 
-use super::live::{Hold, Live, noise};
+use super::live::{Hold, Live, last, noise};
 use super::{Limits, NAMES, Step, World};
 
 const DIRECTIONS: [Direction; 3] =
@@ -20,6 +20,11 @@ enum Fate {
     Mapped,
     TooLong(usize, u64),
     Crosses(usize, u64),
+}
+
+/// Whether a multiple of `boundary` lies between the first and the last of `len` addresses.
+fn crosses(at: u64, len: u64, boundary: u64) -> bool {
+    boundary != 0 && at / boundary != (at + len - 1) / boundary
 }
 
 /// Where a buffer begins in its block, and where the block lies.
@@ -66,12 +71,11 @@ impl World<'_> {
         let limits = &self.case.devices[index];
         let mask = if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
         for (at, len) in segments {
-            let (first, last) = (at.raw(), at.raw() + len - 1);
-            assert!(first != 0 && last <= mask, "{first:#x} to {last:#x} beyond {mask:#x}");
+            let (first, last) = (*at, last(*at, *len));
+            assert!(first.raw() != 0 && last.raw() <= mask, "{first:?} to {last:?}: {mask:#x}");
             if let Some(window) = limits.window(self.case.kind) {
-                let inside =
-                    window.contains(DmaAddr::new(first)) && window.contains(DmaAddr::new(last));
-                assert!(inside, "{first:#x} to {last:#x} outside {window}");
+                let inside = window.contains(first) && window.contains(last);
+                assert!(inside, "{first:?} to {last:?} outside {window}");
             }
         }
     }
@@ -96,15 +100,7 @@ impl World<'_> {
         let memory = if mapping.is_bounced() { Vec::new() } else { vec![range] };
         let bounced = mapping.is_bounced();
         let device = NAMES[index];
-        let live = Live {
-            hold: Hold::One(mapping),
-            device,
-            segments,
-            elsewhere: None,
-            bytes,
-            direction,
-            memory,
-        };
+        let live = Live { hold: Hold::One(mapping), device, segments, bytes, direction, memory };
         if bounced && self.translated() && direction != Direction::FromDevice {
             self.check_padding(&live);
         }
@@ -175,31 +171,20 @@ impl World<'_> {
         let seen = |entry: &&PhysRange| self.in_place(index, entry, direction);
         let memory = entries.iter().filter(seen).copied().collect();
         let hold = Hold::List(mapping, parts, all);
-        self.enter(Live {
-            hold,
-            device: NAMES[index],
-            segments,
-            elsewhere: None,
-            bytes,
-            direction,
-            memory,
-        });
+        self.enter(Live { hold, device: NAMES[index], segments, bytes, direction, memory });
     }
 
     fn check_segments(&self, index: usize, entries: &[PhysRange], segments: &[(DmaAddr, u64)]) {
         let limits = &self.case.devices[index];
         self.check_emitted(index, limits.bits(self.case.kind), segments);
         assert!(segments.len() <= entries.len());
-        let sum = |lens: &mut dyn Iterator<Item = u64>| lens.sum::<u64>();
-        let lens = sum(&mut segments.iter().map(|(_, len)| *len));
-        assert_eq!(lens, sum(&mut entries.iter().map(PhysRange::len)));
+        let total: u64 = entries.iter().map(PhysRange::len).sum();
+        assert_eq!(segments.iter().map(|(_, len)| len).sum::<u64>(), total);
         // A segment begins where an entry begins, and keeps its low bits.
         let mut at = 0;
         for (address, len) in segments {
             assert!(*len <= limits.max_segment);
-            let sides = [address.raw(), address.raw() + len - 1];
-            let sides = sides.map(|side| side.checked_div(limits.boundary));
-            assert_eq!(sides[0], sides[1], "{address:?} crosses {:#x}", limits.boundary);
+            assert!(!crosses(address.raw(), *len, limits.boundary), "{address:?}, {len:#x}");
             let mut before = 0;
             let first = entries.iter().find(|entry| {
                 before += entry.len();
@@ -227,11 +212,7 @@ impl World<'_> {
             let inside = at & kept & granule.mask();
             let period = limits.boundary.max(granule.size());
             let mut starts = (0..period / granule.size()).map(|n| n * granule.size() + inside);
-            let fits = |start: u64| {
-                let sides = [start, start + len - 1].map(|side| side.checked_div(limits.boundary));
-                sides[0] == sides[1]
-            };
-            if !starts.any(fits) {
+            if starts.all(|start| crosses(start, len, limits.boundary)) {
                 return Fate::Crosses(number, len);
             }
         }
@@ -267,15 +248,8 @@ impl World<'_> {
         let blocks = memory.scatter_list().to_vec();
         let (bytes, direction) = (vec![0; len as usize], Direction::Bidirectional);
         let hold = Hold::Coherent(memory);
-        let mut live = Live {
-            hold,
-            device: NAMES[index],
-            segments,
-            elsewhere: None,
-            bytes,
-            direction,
-            memory: blocks,
-        };
+        let mut live =
+            Live { hold, device: NAMES[index], segments, bytes, direction, memory: blocks };
         // It is zeroed.
         live.device_moves(self.board, self.translated(), Step { seed: 0, ..step });
         self.enter(live);
@@ -297,8 +271,7 @@ impl World<'_> {
         let shared = match plan.solve().and_then(|solved| solved.allocate()) {
             Ok(shared) => shared,
             Err(_) if too_long => return,
-            // Their windows may have nothing in common.
-            Err(_) if same => return,
+            Err(_) if same && !self.have_common_addresses() => return,
             Err(error) => panic!("{:?}: {error}", self.case),
         };
         assert!(!too_long, "no device could describe it");
@@ -310,9 +283,7 @@ impl World<'_> {
         for (index, place) in places.iter().enumerate() {
             let bits = self.case.devices[index].coherent_bits(self.case.kind);
             self.check_emitted(index, bits, &[*place]);
-            let sides = [place.0.raw(), place.0.raw() + len - 1];
-            let sides = sides.map(|side| side.checked_div(limits[index].boundary));
-            assert_eq!(sides[0], sides[1], "{place:x?} crosses");
+            assert!(!crosses(place.0.raw(), len, limits[index].boundary), "{place:x?}");
         }
         assert!(!same || places[0] == places[1]);
         let bytes = noise(step.seed, len as usize);
@@ -334,11 +305,23 @@ impl World<'_> {
             hold: Hold::Shared(shared),
             device: NAMES[0],
             segments: vec![places[0]],
-            elsewhere: Some(places[1]),
             bytes,
             direction: Direction::Bidirectional,
             memory,
         });
+    }
+
+    /// Whether there are addresses that both devices can emit. If so, there are many.
+    fn have_common_addresses(&self) -> bool {
+        let kind = self.case.kind;
+        let reach = |limits: &Limits| {
+            let mask = dma_range(0, 1 << limits.coherent_bits(kind).min(63));
+            // Without a window nothing adds bits that the tables do not index.
+            let window = limits.window(kind).unwrap_or(dma_range(0, 1 << kind.index_bits()));
+            window.intersection(&mask)
+        };
+        let [first, second] = &self.case.devices;
+        reach(first).zip(reach(second)).is_some_and(|(first, second)| first.overlaps(&second))
     }
 
     /// Whole granules one behind the other.
@@ -369,14 +352,6 @@ impl World<'_> {
         let segments = vec![(address, total)];
         self.check_emitted(index, self.case.devices[index].bits(self.case.kind), &segments);
         let hold = Hold::Linked(reserved);
-        self.enter(Live {
-            hold,
-            device: NAMES[index],
-            segments,
-            elsewhere: None,
-            bytes,
-            direction,
-            memory,
-        });
+        self.enter(Live { hold, device: NAMES[index], segments, bytes, direction, memory });
     }
 }

@@ -5,7 +5,7 @@ mod make;
 
 use std::sync::Arc;
 
-use granule::addr::{DmaAddr, DmaRange, Granule};
+use granule::addr::{Access, DmaAddr, DmaRange, Granule, PhysAddr};
 use granule::bounce::{BounceConfig, BouncePool};
 use granule::dma::{BusWindow, Device, DeviceSpec};
 use granule::domain::{DomainConfig, InvalidationPolicy, Stream};
@@ -81,9 +81,14 @@ impl Kind {
         }
     }
 
+    /// How many bits of an address the tables index.
+    fn index_bits(self) -> u32 {
+        self.iommu().map_or(40, |iommu| iommu.input_bits)
+    }
+
     /// What the tables see of an address.
     fn index(self, at: DmaAddr) -> u64 {
-        if self == Self::Dart { at.raw() & 0xffff_ffff } else { at.raw() }
+        at.raw() & ((1 << self.index_bits()) - 1)
     }
 }
 
@@ -100,15 +105,19 @@ impl Limits {
         }
     }
 
-    /// The device reaches something: a window above its mask would be refused.
+    /// The bits of streaming addresses.
     fn bits(&self, kind: Kind) -> u32 {
-        let high = self.window == 3 && kind == Kind::Dart;
-        if high { self.bits.max(36) } else { self.bits }
+        self.bits.max(self.least_bits(kind))
     }
 
+    /// The bits of coherent memory's addresses.
     fn coherent_bits(&self, kind: Kind) -> u32 {
-        let high = self.window == 3 && kind == Kind::Dart;
-        if high { self.coherent_bits.max(36) } else { self.coherent_bits }
+        self.coherent_bits.max(self.least_bits(kind))
+    }
+
+    /// With fewer the device would reach nothing of its window, and be refused.
+    fn least_bits(&self, kind: Kind) -> u32 {
+        self.window(kind).map_or(0, |window| 64 - window.start().raw().leading_zeros())
     }
 
     fn spec(&self, name: &str, kind: Kind) -> DeviceSpec {
@@ -126,10 +135,10 @@ impl Limits {
     }
 
     fn wired(&self, index: usize, kind: Kind) -> SimSpec {
-        let direct =
-            || Wiring::Direct { window: dma_range(BUS, RAM_LEN), phys: phys_range(RAM, 1).start() };
         let wiring = match kind {
-            Kind::Direct => direct(),
+            Kind::Direct => {
+                Wiring::Direct { window: dma_range(BUS, RAM_LEN), phys: PhysAddr::new(RAM) }
+            }
             _ => Wiring::Streams(vec![("unit".into(), index as u32)]),
         };
         let address_bits = self.bits(kind).max(self.coherent_bits(kind));
@@ -232,7 +241,7 @@ impl<'a> World<'a> {
         let around = if self.all_trusted() { self.case.kind.granule().size() } else { 1 };
         let mut allowed: Vec<Allowed> =
             self.live.iter().flat_map(|live| live.allowed(around)).collect();
-        let access = granule::addr::Access::all();
+        let access = Access::all();
         let pool = self.pool.ranges().map(|range| Allowed { range, access });
         allowed.extend(pool);
         for name in NAMES {
@@ -247,7 +256,8 @@ impl<'a> World<'a> {
             let size = self.case.kind.granule().size();
             let granules = |live: &Live| {
                 let index = |at: DmaAddr| self.case.kind.index(at) / size;
-                live.spans().map(|(first, last)| (index(first), index(last))).collect::<Vec<_>>()
+                let spans = live.spans().into_iter();
+                spans.map(|(first, last)| (index(first), index(last))).collect::<Vec<_>>()
             };
             let new = granules(&live);
             for other in self.live.iter().flat_map(granules) {
