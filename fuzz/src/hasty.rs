@@ -1,6 +1,7 @@
 //! A platform whose clock runs while one waits, so that time-outs come at once; and the calls whose
 //! contracts concern memory that a device could reach: here no device reaches any.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use granule::addr::{Attributes, Direction, Iova, IovaRange, PhysAddr, PhysRange};
@@ -8,16 +9,23 @@ use granule::domain::{Attached, Stream, StreamId, Translation, TranslationError}
 use granule::mem::{FrameError, FrameRequest, Platform};
 use granule::table::Hint;
 use granule_hw::virtio_iommu::{VirtioIommu, VirtioTransport};
-use granule_sim::machine::Machine;
 use granule_sim::platform::SimPlatform;
 
 /// The simulated platform, in a hurry.
+///
+/// It does not keep the platform: a driver whose device does not stop leaks what that may still write
+/// to, and its platform along with it, and a day of fuzzing would be a million machines.
 #[derive(Clone)]
-pub(crate) struct Hasty(SimPlatform);
+pub(crate) struct Hasty(Weak<SimPlatform>);
 
 impl Hasty {
-    pub(crate) fn new(machine: &Machine) -> Self {
-        Self(machine.platform().clone())
+    /// `platform`, for a driver that goes before it does.
+    pub(crate) fn new(platform: &Arc<SimPlatform>) -> Self {
+        Self(Arc::downgrade(platform))
+    }
+
+    fn inner(&self) -> Arc<SimPlatform> {
+        self.0.upgrade().expect("the driver goes first")
     }
 }
 
@@ -26,36 +34,36 @@ unsafe impl Platform for Hasty {
     type Lock = <SimPlatform as Platform>::Lock;
 
     fn alloc_frames(&self, request: &FrameRequest) -> Result<PhysRange, FrameError> {
-        self.0.alloc_frames(request)
+        self.inner().alloc_frames(request)
     }
 
     unsafe fn free_frames(&self, frames: PhysRange) {
         // SAFETY: the caller's promise.
-        unsafe { self.0.free_frames(frames) };
+        unsafe { self.inner().free_frames(frames) };
     }
 
     fn ptr(&self, phys: PhysAddr) -> *mut u8 {
-        self.0.ptr(phys)
+        self.inner().ptr(phys)
     }
 
     fn phys(&self, ptr: *const u8, len: usize) -> Option<PhysRange> {
-        self.0.phys(ptr, len)
+        self.inner().phys(ptr, len)
     }
 
     fn sync_for_device(&self, range: PhysRange, direction: Direction) {
-        self.0.sync_for_device(range, direction);
+        self.inner().sync_for_device(range, direction);
     }
 
     fn sync_for_cpu(&self, range: PhysRange, direction: Direction) {
-        self.0.sync_for_cpu(range, direction);
+        self.inner().sync_for_cpu(range, direction);
     }
 
     fn now(&self) -> u64 {
-        self.0.now()
+        self.inner().now()
     }
 
     fn relax(&self) {
-        self.0.clock().pass(Duration::from_millis(100));
+        self.inner().clock().pass(Duration::from_millis(100));
     }
 }
 

@@ -1,17 +1,26 @@
 //! Law 10: no request panics or overflows, and DMA address 0 is never handed out. Debug assertions are
 //! on: an overflow is a panic.
 
-use granule::addr::{Access, Direction, DmaAddr, DmaRange, Iova, PhysAddr, PhysRange};
+use granule::addr::{
+    Access, Attributes, Direction, DmaAddr, DmaRange, Iova, IovaRange, PhysAddr, PhysRange,
+};
 use granule::dma::{
     BusWindow, Coherent, CoherentPool, Device, DeviceSpec, ForeignMemory, ListMapping, MapFlags,
     Mapping, Piece, Reservation, ScatterList,
 };
-use granule::domain::{DomainConfig, InvalidationPolicy, Reserved, Stream, StreamId};
+use granule::domain::{
+    Domain, DomainConfig, InvalidationPolicy, Mirror, Reserved, Stream, StreamId, Unmanaged,
+    UnmanagedConfig,
+};
 use granule::iova::IovaRequest;
 use granule::share::{Constraints, Plan, Windows};
 use granule::table::Dart1;
 use granule_checks::{Board, Buf};
 use proptest::prelude::*;
+
+mod noted;
+
+use noted::Noted;
 
 /// Numbers that sums and shifts fall over: small ones, powers of two, and their neighbours, up to
 /// the very top.
@@ -133,6 +142,51 @@ fn memory_of(device: &Device, flags: MapFlags, len: u64, at: u64) -> Result<(), 
     Ok(())
 }
 
+/// Maps at addresses of the owner's choice: at the pieces' own, at `at`, and unmaps what is there.
+fn place(
+    board: &Board,
+    translation: &Noted,
+    pieces: &[PhysRange],
+    at: u64,
+    len: u64,
+) -> Result<(), TestCaseError> {
+    let config = UnmanagedConfig { allow_large_granule: true };
+    let Ok(domain) = Unmanaged::new(board.platform(), translation.clone(), config) else {
+        return Ok(());
+    };
+    let attrs = Attributes::memory(Access::READ);
+    let mut mapped = Vec::new();
+    // Each also half a page further on in memory alone.
+    let moved = |piece: &PhysRange| {
+        let start = piece.start().checked_add(0x800)?;
+        PhysRange::new(start, piece.len()).ok()
+    };
+    let places = pieces.iter().flat_map(|piece| {
+        let here = piece.start().raw();
+        [Some((here, *piece)), moved(piece).map(|moved| (here, moved)), Some((at, *piece))]
+    });
+    for (iova, phys) in places.flatten() {
+        let iova = Iova::new(iova);
+        // SAFETY: no device exists.
+        if unsafe { domain.map(iova, phys, attrs) }.is_ok() {
+            prop_assert_eq!(domain.resolve(iova).map(|found| found.phys), Some(phys.start()));
+            mapped.push(IovaRange::new(iova, phys.len()).expect("it was mapped"));
+        }
+    }
+    if let Ok(range) = IovaRange::new(Iova::new(at), len) {
+        // SAFETY: no device exists.
+        if unsafe { domain.unmap(range) }.is_ok() {
+            mapped.retain(|one| !range.contains_range(one));
+        }
+    }
+    for range in mapped {
+        // SAFETY: no device exists.
+        let unmapped = unsafe { domain.unmap(range) };
+        prop_assert!(unmapped.is_ok(), "{:?}", unmapped);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(granule_laws::effort::effort(128)))]
 
@@ -182,6 +236,37 @@ proptest! {
         board.assert_clean();
     }
 
+    /// Backends decide what they can map: a hypervisor's IOMMU may have granules of 2^60 bytes.
+    #[test]
+    fn any_translation(
+        (geometry, other, mirrored) in (noted::geometry(), noted::geometry(), prop::bool::weighted(0.3)),
+        spec in prop_oneof![2 => Just(DeviceSpec::new("dev")), 1 => spec()],
+        (pieces, whole) in (prop::collection::vec(phys(), 0..4), prop::bool::weighted(0.7)),
+        (direction, flags) in (direction(), flags()),
+        (at, len) in (number(), number()),
+    ) {
+        let board = Board::usual();
+        let granule = geometry.page_sizes.granule().filter(|_| whole);
+        let grown = |piece: PhysRange| granule.map_or(Some(piece), |size| piece.align_outward(size));
+        let pieces: Vec<_> = pieces.into_iter().filter_map(grown).collect();
+        let noted = [Noted::new(geometry), Noted::new(other)];
+        let count = 1 + usize::from(mirrored);
+        if let Ok(mirror) = Mirror::new(noted[..count].to_vec()) {
+            let config = DomainConfig::default();
+            if let Ok(domain) = Domain::new(board.platform(), mirror, &config) {
+                if let Ok(device) = domain.attach(spec, &[Stream::new(0)], None) {
+                    ask(&device, &pieces, direction, flags, at, len)?;
+                    memory_of(&device, flags, affordable(len), at)?;
+                }
+                prop_assert_eq!(domain.stats().leaked_bytes, 0);
+            }
+        }
+        prop_assert!(noted.iter().all(Noted::is_empty), "something stays mapped");
+        place(&board, &noted[0], &pieces, at, len)?;
+        prop_assert!(noted[0].is_empty(), "something stays mapped");
+        board.assert_clean();
+    }
+
     #[test]
     fn domains(
         (window, hole) in ((number(), number()), (number(), number())),
@@ -189,14 +274,14 @@ proptest! {
         (size, align, top) in (number(), number(), number()),
     ) {
         let board = Board::usual();
-        let range = |(at, len): (u64, u64)| granule::addr::IovaRange::new(Iova::new(at), len).ok();
+        let range = |(at, len): (u64, u64)| IovaRange::new(Iova::new(at), len).ok();
         let config = DomainConfig {
             policy: InvalidationPolicy::Deferred { capacity, max_age },
             reserved: range(hole).map(Reserved::hole).into_iter().collect(),
             window: range(window),
         };
         let tables = board.paged::<Dart1>(&["dart"]);
-        if let Ok(domain) = granule::domain::Domain::new(board.platform(), tables, &config) {
+        if let Ok(domain) = Domain::new(board.platform(), tables, &config) {
             let device = domain.attach(DeviceSpec::new("dev"), &[Stream::new(0)], None);
             if let Ok(device) = device {
                 let mapping = device.map(Buf::new(&board.machine, 100), Direction::ToDevice);

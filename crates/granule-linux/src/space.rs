@@ -319,6 +319,10 @@ unsafe impl Translation for AddressSpace {
         }
     }
 
+    fn mapped_bytes(&self, range: IovaRange) -> u64 {
+        self.state.lock().record.mapped_bytes(range)
+    }
+
     fn units(&self) -> Vec<UnitReport> {
         vec![UnitReport { name: self.name.clone(), layout: None }]
     }

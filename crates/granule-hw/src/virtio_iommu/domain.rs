@@ -283,6 +283,10 @@ unsafe impl<P: Platform, T: VirtioTransport> Translation for VirtioDomain<P, T> 
         self.state.lock().mappings.for_each_page(range, self.geometry.page_sizes, visit);
     }
 
+    fn mapped_bytes(&self, range: IovaRange) -> u64 {
+        self.state.lock().mappings.mapped_bytes(range)
+    }
+
     fn units(&self) -> Vec<UnitReport> {
         alloc::vec![UnitReport { name: self.device.name().into(), layout: None }]
     }

@@ -239,6 +239,9 @@ fn a_part_of_a_mapping_is_not_unmapped() {
     let found = space.resolve(Iova::new(part.start().raw() + 0x1234)).expect("still mapped");
     let pointer = coherent.as_ptr().expect("a pointer").as_ptr().expose_provenance() as u64;
     assert_eq!(found.phys.raw(), pointer + 0x1234);
+    assert_eq!(space.mapped_bytes(part), 0x1000);
+    let longer = IovaRange::new(part.start(), 0x8000).expect("legal");
+    assert_eq!(space.mapped_bytes(longer), 0x4000);
 }
 
 #[test]

@@ -208,6 +208,10 @@ unsafe impl<T: Translation> Translation for Mirror<T> {
         }
     }
 
+    fn mapped_bytes(&self, range: IovaRange) -> u64 {
+        self.sides.first().map_or(0, |side| side.mapped_bytes(range))
+    }
+
     fn table_pages(&self) -> usize {
         self.sides.iter().map(Translation::table_pages).sum()
     }

@@ -46,6 +46,12 @@ impl MappingRecord {
         self.by_start.values()
     }
 
+    /// How many bytes of `range` are mapped.
+    pub fn mapped_bytes(&self, range: IovaRange) -> u64 {
+        let inside = self.overlapping(range).filter_map(|one| one.range.intersection(&range));
+        inside.map(|part| part.len()).fold(0, u64::saturating_add)
+    }
+
     /// Notes a mapping that overlaps none.
     pub fn insert(&mut self, mapping: RecordedMapping) {
         self.by_start.insert(mapping.range.start().raw(), mapping);
@@ -190,11 +196,13 @@ mod tests {
                     }
                     continue;
                 }
+                let inside = (taken.len() as u64) << 12;
+                prop_assert_eq!(mappings.mapped_bytes(new.range), inside);
                 let outside = |page: &u64| !(at..at + len).contains(page);
                 let cuts = model.iter().any(|(page, (_, by))| outside(page) && taken.contains(by));
                 prop_assert_eq!(mappings.check_whole(new.range).is_err(), cuts);
                 if !cuts {
-                    prop_assert_eq!(mappings.remove(new.range), (taken.len() as u64) << 12);
+                    prop_assert_eq!(mappings.remove(new.range), inside);
                     model.retain(|page, _| outside(page));
                 }
             }

@@ -209,6 +209,19 @@ pub unsafe trait Translation: Send + Sync + 'static {
     /// Calls `visit` with the IOVA and size of every page mapped in `range`.
     fn for_each_page(&self, range: IovaRange, visit: &mut dyn FnMut(Iova, u64));
 
+    /// How many bytes of `range` are mapped.
+    ///
+    /// Asks for every page, unless an implementation knows better: one that notes requests need not
+    /// look at each of the pages of a request.
+    fn mapped_bytes(&self, range: IovaRange) -> u64 {
+        let mut mapped = 0u64;
+        self.for_each_page(range, &mut |at, size| {
+            let inside = IovaRange::new(at, size).ok().and_then(|page| page.intersection(&range));
+            mapped = mapped.saturating_add(inside.map_or(0, |part| part.len()));
+        });
+        mapped
+    }
+
     /// How many pages of page table are allocated.
     fn table_pages(&self) -> usize {
         0

@@ -175,10 +175,7 @@ impl<P: Platform, T: Translation> Unmanaged<P, T> {
     pub unsafe fn unmap(&self, range: IovaRange) -> Result<(), DomainError> {
         self.checked_range(range.start(), range.len())?;
         self.exclusively(range, || {
-            let mut mapped = 0u64;
-            self.translation
-                .for_each_page(range, &mut |_, size| mapped = mapped.saturating_add(size));
-            if mapped < range.len() {
+            if self.translation.mapped_bytes(range) < range.len() {
                 return Err(DomainError::Range {
                     range,
                     reason: "not all of it is mapped: unmap what was mapped",

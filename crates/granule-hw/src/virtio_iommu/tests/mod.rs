@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::vec::Vec;
 
 use granule::addr::{Access, Attributes, DmaAddr, Iova, PhysAddr, PhysRange};
-use granule::domain::{Invalidation, Stream, StreamId, Translation, TranslationError, UnitError};
+use granule::domain::{
+    DomainError, Invalidation, Stream, StreamId, Translation, TranslationError, UnitError,
+    Unmanaged, UnmanagedConfig,
+};
 use granule::table::{Hint, TableError};
 use granule_sim::machine::Machine;
 
@@ -178,6 +181,22 @@ fn a_list_is_mapped_whole_or_not_at_all() {
     }
     assert!(attach(&other, 9).is_err(), "the second of three mappings is refused");
     assert_eq!(bench.space(other.id()), None);
+}
+
+#[test]
+fn what_one_request_maps_is_unmapped_without_a_look_at_each_page() {
+    let bench = Bench::new();
+    let len = 1 << 38; // 16 million pages: memory lies one granule beside the addresses.
+    let domain = bench.domain();
+    map(&domain, 0, G, len).expect("free");
+    assert_eq!(domain.mapped_bytes(range(G, len)), len - G);
+    let config = UnmanagedConfig { allow_large_granule: true };
+    let owner = Unmanaged::new(&Clocked::hasty(&bench.machine), domain, config).expect("a domain");
+    // SAFETY: no device does anything.
+    let beyond = unsafe { owner.unmap(range(0, len + G)) };
+    assert!(matches!(beyond, Err(DomainError::Range { .. })), "{beyond:?}");
+    // SAFETY: as above.
+    unsafe { owner.unmap(range(0, len)) }.expect("mapped as a whole");
 }
 
 #[test]
