@@ -7,6 +7,7 @@ use std::io::{self, Cursor, Read, Write};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use granule::addr::Granule;
 use granule_replay::reader::Reader;
 use granule_replay::{Input, Options, replay};
 
@@ -106,12 +107,7 @@ fn a_trace_is_read_as_it_comes() {
         let size = piece.len() as u64;
         let input = Repeated { piece: Arc::new(piece), left: PIECES, at: 0 };
         // What was needed to make it is no part of what reading needs.
-        std::fs::File::options()
-            .write(true)
-            .open("/proc/self/clear_refs")
-            .and_then(|mut file| file.write_all(b"5"))
-            .expect("the peak begins anew");
-        let before = status("VmRSS");
+        let before = begin_anew();
         let input = Input::new(input).expect("a trace");
         let read = input.read_so_far();
         let mut reader = Reader::new(input);
@@ -127,6 +123,38 @@ fn a_trace_is_read_as_it_comes() {
         assert!(grown < GROWTH, "{name}: {grown} bytes more");
     }
     progress_follows_the_file();
+    a_coherent_buffer_takes_no_memory();
+}
+
+/// The peak begins anew; what there is now.
+fn begin_anew() -> u64 {
+    std::fs::File::options()
+        .write(true)
+        .open("/proc/self/clear_refs")
+        .and_then(|mut file| file.write_all(b"5"))
+        .expect("the peak begins anew");
+    status("VmRSS")
+}
+
+/// A trace may name any size. Nobody writes to the buffer, so that the host need not have the memory,
+/// only the page tables.
+fn a_coherent_buffer_takes_no_memory() {
+    let size: u64 = 3 << 30;
+    let trace = format!(
+        "# tracer: nop\n a-1 [000] ..... 1.0: dma_alloc: 0000:00:01.0 dir=BIDIRECTIONAL \
+         dma_addr=ffffd000 size={size} virt_addr=0000000012345678 flags=GFP_KERNEL attrs=\n"
+    );
+    let before = begin_anew();
+    let input = Input::new(Cursor::new(trace.into_bytes())).expect("a trace");
+    let granules = vec![Granule::K4, Granule::K16];
+    let options = Options { granules, ..Options::default() };
+    let results = replay(input, options).expect("replayed");
+    let grown = status("VmHWM").saturating_sub(before);
+    for run in &results.runs {
+        assert_eq!(run.all.total.allocations, 1, "{}", run.granule);
+    }
+    println!("{} machines: {} KiB more", results.runs.len(), grown >> 10);
+    assert!(grown < size / 16, "{grown} bytes more");
 }
 
 /// How far the replay is, told every 1024 events, is how far the packed file was read.

@@ -13,7 +13,7 @@ use granule::mem::{FrameError, FrameRequest, Platform};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::frames::Frames;
+use crate::frames::{Frames, POISON_LIMIT};
 use crate::memory::Memory;
 use crate::ram::View;
 
@@ -119,6 +119,17 @@ unsafe impl Platform for SimPlatform {
         }
         // A wrong free is recorded there; a destructor is no place to panic.
         let _ = self.inner.frames.free(frames);
+    }
+
+    /// Large blocks are given back to the host, whose pages read as zero until they are written: a
+    /// coherent buffer of gigabytes takes no memory before it is used.
+    unsafe fn zero_frames(&self, frames: PhysRange) {
+        let ram = self.inner.memory.ram();
+        let given_back = frames.len() > POISON_LIMIT && ram.discard(frames).is_ok();
+        if !given_back {
+            // Fails outside RAM only, where no frames are.
+            let _ = ram.fill(frames, 0);
+        }
     }
 
     /// Null outside RAM: a stray access ends in a fault, not in somebody's memory.
@@ -237,6 +248,28 @@ mod tests {
         assert_eq!(platform.frames().live(), [frames.range()]);
         drop(frames);
         assert!(platform.frames().live().is_empty() && platform.frames().errors().is_empty());
+    }
+
+    #[test]
+    fn zeroes_of_a_large_block_take_no_memory_of_the_host() {
+        let platform = platform(Granule::K4, true);
+        for size in [0x3000, 8 << 20] {
+            let frames = OwnedFrames::new(&platform, &FrameRequest::new(size, 4096));
+            let frames = frames.expect("free memory");
+            let ram = platform.memory().ram();
+            let filled = |byte: u8| {
+                let mut bytes = vec![0; size as usize];
+                ram.read(frames.start(), &mut bytes).expect("RAM");
+                bytes.iter().all(|one| *one == byte)
+            };
+            ram.fill(frames.range(), 0x5a).expect("RAM");
+            assert!(filled(0x5a) && ram.resident().expect("a host") >= size);
+            // SAFETY: the frames are ours.
+            unsafe { platform.zero_frames(frames.range()) };
+            let large = size > POISON_LIMIT;
+            assert_eq!(ram.resident().expect("a host") < size, large, "{size:#x}");
+            assert!(filled(0));
+        }
     }
 
     #[test]

@@ -99,7 +99,6 @@ impl Board {
             devices: 0,
             kept: 0,
         };
-        // Now, while the machines are made one by one: a new pool is zeroed, and resident for as long.
         board.pool = settings.bounce_pool.map(|size| board.pool(size)).transpose()?;
         Ok(board)
     }
@@ -134,9 +133,7 @@ impl Board {
     fn pool(&self, size: u64) -> Result<Arc<BouncePool<SimPlatform>>, ReplayError> {
         let mut config = BounceConfig::new(size);
         config.align = self.granule;
-        let pool = BouncePool::new(self.machine.platform(), config).map_err(failed)?;
-        self.discard(pool.ranges())?;
-        Ok(Arc::new(pool))
+        BouncePool::new(self.machine.platform(), config).map(Arc::new).map_err(failed)
     }
 
     /// Gives memory back to the host, if copies have made much of it resident: recorded memory and
@@ -149,7 +146,7 @@ impl Board {
         }
         self.discard([self.recorded])?;
         self.pool.iter().try_for_each(|pool| self.discard(pool.ranges()))?;
-        // Page tables and coherent buffers stay.
+        // Page tables stay, and what is small of coherent buffers: large ones were never written.
         self.kept = resident()?;
         self.share.is_over(0);
         Ok(())

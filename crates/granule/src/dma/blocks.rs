@@ -137,9 +137,8 @@ impl Blocks {
 
     fn zero(&self) {
         for block in &self.allocated {
-            let ptr = self.source.ptr(block.start());
-            // SAFETY: the block is ours, and the platform's pointer is valid for all of it.
-            unsafe { ptr.write_bytes(0, block.len() as usize) };
+            // SAFETY: the block is ours, and nobody knows of it yet.
+            unsafe { self.source.zero(*block) };
             // The zeroes must be in memory before an uncached view or a device looks.
             self.source.sync(*block, Direction::Bidirectional, Side::Device);
         }

@@ -347,6 +347,9 @@ pub(crate) trait FrameSource: Send + Sync {
     /// # Safety
     /// As [`Platform::free_frames`](crate::mem::Platform::free_frames).
     unsafe fn free(&self, frames: PhysRange);
+    /// # Safety
+    /// As [`Platform::zero_frames`](crate::mem::Platform::zero_frames).
+    unsafe fn zero(&self, frames: PhysRange);
     fn ptr(&self, phys: PhysAddr) -> *mut u8;
     /// # Safety
     /// As [`Platform::map_cpu`](crate::mem::Platform::map_cpu).
@@ -380,6 +383,11 @@ impl<P: crate::mem::Platform> FrameSource for PlatformFrames<P> {
     unsafe fn free(&self, frames: PhysRange) {
         // SAFETY: the caller's promise.
         unsafe { self.0.free_frames(frames) }
+    }
+
+    unsafe fn zero(&self, frames: PhysRange) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.zero_frames(frames) }
     }
 
     fn ptr(&self, phys: PhysAddr) -> *mut u8 {

@@ -68,9 +68,8 @@ impl<P: Platform> OwnedFrames<P> {
     /// As [`Platform::alloc_frames`].
     pub fn zeroed(platform: &P, request: &FrameRequest) -> Result<Self, FrameError> {
         let frames = Self::new(platform, request)?;
-        let len = usize::try_from(frames.range.len()).map_err(|_| FrameError::Unsupported)?;
-        // SAFETY: the frames are ours, and `ptr` is valid for writes to their end.
-        unsafe { frames.ptr().write_bytes(0, len) };
+        // SAFETY: the frames are ours, and nobody knows of them yet.
+        unsafe { platform.zero_frames(frames.range) };
         Ok(frames)
     }
 

@@ -46,6 +46,18 @@ pub unsafe trait Platform: Clone + Send + Sync + 'static {
     /// CPU nor any device reaches it any more.
     unsafe fn free_frames(&self, frames: PhysRange);
 
+    /// Fills frames with zeroes, as the CPU sees them. A machine that has a better way than to write
+    /// every byte (pages of a host that read as zero until they are written, an engine) takes that.
+    ///
+    /// # Safety
+    /// `frames` are a block of [`alloc_frames`](Self::alloc_frames), or a part of one in whole CPU
+    /// pages, that the caller owns alone: nobody reads or writes them meanwhile.
+    unsafe fn zero_frames(&self, frames: PhysRange) {
+        // What a pointer is valid to the end of is no longer than a pointer can count.
+        // SAFETY: the frames are the caller's, and the pointer is valid to their end.
+        unsafe { self.ptr(frames.start()).write_bytes(0, frames.len() as usize) };
+    }
+
     /// The CPU's pointer to physical memory (its ordinary, cached mapping).
     fn ptr(&self, phys: PhysAddr) -> *mut u8;
 
