@@ -23,6 +23,7 @@ use crate::addr::{Direction, Granule, PhysAddr, PhysRange};
 ///   is the same memory.
 /// * [`phys`](Self::phys) names the memory behind the pointer, now and for as long as the pointed-to
 ///   memory is allocated: pages do not move under a DMA mapping.
+/// * [`zero_frames`](Self::zero_frames) leaves zeroes in those frames and writes nowhere else.
 /// * Cache maintenance does what its documentation says when it returns.
 /// * [`cpu`](Self::cpu) is below [`cpus`](Self::cpus). It may be stale (the caller may migrate at
 ///   any moment); it only picks a shard.
